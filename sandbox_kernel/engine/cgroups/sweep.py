@@ -1,0 +1,88 @@
+"""Clearing what supervisors left that were killed with no time to clean up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import CgroupError, describe_errno
+from . import owner
+from .detect import Hierarchy, Search, hierarchies
+from .group import KernelCgroup
+from .interface import FILES, Files, Leaf, Version
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one :func:`sweep` did."""
+
+    removed: tuple[str, ...]
+    """Paths of directories."""
+    problems: tuple[str, ...]
+
+
+def sweep(
+    uid: int,
+    hint: str | None,
+    *,
+    proc: Path = Path("/proc"),
+    files: Files = FILES,
+    timeout: float = 2.0,
+) -> Swept:
+    """Kill and remove every kernel's cgroup whose supervisor does not live any more.
+
+    Called by the launcher when it starts, and by ``doctor``. Looks into every delegated directory
+    that :func:`create` would consider for this user. A directory of another user, of a process
+    in another pid or time namespace, or of any other name is left alone. ``timeout`` is in
+    seconds for one kernel. Never raises: what did not work is in the answer.
+    """
+    removed: list[str] = []
+    problems: list[str] = []
+    try:
+        found = _leftovers(Search(uid, hint, proc, files))
+    except CgroupError as error:
+        return Swept((), (error.message,))
+    for name, leaves in sorted(found.items()):
+        group = KernelCgroup(name, tuple(leaves), files=files)
+        problems += group.kill(timeout)
+        problems += group.remove(timeout)
+        removed += [str(leaf.path) for leaf in leaves if not leaf.path.exists()]
+    return Swept(tuple(removed), tuple(problems))
+
+
+def _leftovers(search: Search) -> dict[str, list[Leaf]]:
+    """Leaves without an owner, by name."""
+    found: dict[str, list[Leaf]] = defaultdict(list)
+    for hierarchy in hierarchies(search.proc):
+        # The hint and the own cgroup may be one directory.
+        for directory in dict.fromkeys(path for _, path in search.candidates(hierarchy)):
+            for path in _children(directory, search):
+                who = owner.owner_of(path.name)
+                if who is not None and who.lives(search.proc) is False:
+                    found[path.name].append(_leaf(hierarchy, path, search.files))
+    return found
+
+
+def _children(directory: Path, search: Search) -> list[Path]:
+    """Directories of this user; none where we may not even look."""
+    found = []
+    try:
+        for path in search.files.children(directory):
+            if path.lstat().st_uid == search.uid:
+                found.append(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # another sweep was faster, or it is not for us
+    except OSError as error:
+        cause = describe_errno(error.errno or 0)
+        raise CgroupError(
+            f"{directory} cannot be read", cause=cause, path=str(directory)
+        ) from error
+    return found
+
+
+def _leaf(hierarchy: Hierarchy, path: Path, files: Files) -> Leaf:
+    controllers = hierarchy.controllers
+    if hierarchy.version is Version.V2:
+        controllers = frozenset((files.read(path / "cgroup.controllers") or "").split())
+    return Leaf(hierarchy.version, path, tuple(sorted(controllers)))

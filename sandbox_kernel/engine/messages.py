@@ -1,0 +1,77 @@
+"""Messages between the processes of one sandbox: JSON over a unix SEQPACKET socket.
+
+One message is one packet, bounded in size. What arrives is checked before it is used: after the
+walls are up the other side may be hostile. A message is a JSON object with a ``type``; the classes
+that give it meaning are frozen dataclasses, see :mod:`sandbox_kernel.protocol` and
+:mod:`.init`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ..errors import ProtocolError
+
+#: Bytes of one message. An environment or a spec beyond this is refused, never cut.
+MESSAGE_MAXIMUM: Final = 160 * 1024
+_DESCRIPTORS_MAXIMUM: Final = 8
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new packet socket."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    """Send one message, with descriptors if any.
+
+    Raises:
+        ProtocolError: the message is too large.
+        OSError: the other side is gone.
+    """
+    raw = json.dumps(message, separators=(",", ":"), ensure_ascii=True).encode()
+    if len(raw) > MESSAGE_MAXIMUM:
+        raise ProtocolError(
+            f"a message of type {message.get('type')!r} has {len(raw)} bytes",
+            cause=f"at most {MESSAGE_MAXIMUM} can be sent; the environment or the spec is too large",
+        )
+    socket.send_fds(sock, [raw], list(fds), socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], list[int]] | None:
+    """The next message and its descriptors; ``None`` at the end of the stream.
+
+    Raises:
+        ProtocolError: what arrived is not a message. Its descriptors have been closed.
+        BlockingIOError: ``flags`` has MSG_DONTWAIT and nothing is there.
+    """
+    raw, fds, status, _ = socket.recv_fds(
+        sock, MESSAGE_MAXIMUM, _DESCRIPTORS_MAXIMUM, flags | socket.MSG_CMSG_CLOEXEC
+    )
+    try:
+        if status & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError(f"a message is larger than {MESSAGE_MAXIMUM} bytes")
+        if not raw:
+            if fds:
+                raise ProtocolError("a message is empty")
+            return None
+        return decode(raw), fds
+    except ProtocolError:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """The JSON object in ``raw`` with a ``type`` that is a string, or :class:`ProtocolError`."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("a message is not JSON", cause=type(error).__name__) from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ProtocolError("a message is not an object with a type")
+    return message

@@ -1,0 +1,154 @@
+"""Namespaces: user, mount, pid, net, ipc, uts, cgroup, time.
+
+The user namespace comes alone and first: what is unshared with it in one call can belong to the
+wrong owner. Everything else is unshared from inside it, so that it owns them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from ..errors import NamespaceError, describe_errno
+from ..syscalls import CloneFlag, SyscallError, sethostname, unshare
+
+#: Everything that the stage unshares for the container, in one call.
+CONTAINER: Final = (
+    CloneFlag.NEWNS
+    | CloneFlag.NEWPID
+    | CloneFlag.NEWNET
+    | CloneFlag.NEWIPC
+    | CloneFlag.NEWUTS
+    | CloneFlag.NEWCGROUP
+    | CloneFlag.NEWTIME
+)
+
+#: ``/proc/PID/ns`` entry of each namespace that a sandboxed kernel has for itself.
+KINDS: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+
+_SYSCTL: Final = Path("/proc/sys")
+_LIMITS: Final = {
+    CloneFlag.NEWUSER: "user/max_user_namespaces",
+    CloneFlag.NEWNET: "user/max_net_namespaces",
+    CloneFlag.NEWNS: "user/max_mnt_namespaces",
+    CloneFlag.NEWPID: "user/max_pid_namespaces",
+    CloneFlag.NEWIPC: "user/max_ipc_namespaces",
+    CloneFlag.NEWUTS: "user/max_uts_namespaces",
+    CloneFlag.NEWCGROUP: "user/max_cgroup_namespaces",
+    CloneFlag.NEWTIME: "user/max_time_namespaces",
+}
+
+
+def unshare_user() -> None:
+    """Enter a new user namespace. The caller must have one thread; the maps are still empty."""
+    _unshare(CloneFlag.NEWUSER, "user")
+
+
+def unshare_gateway() -> None:
+    """Enter the gateway's net namespace, in which the supervisor keeps its end of the link."""
+    _unshare(CloneFlag.NEWNET, "net")
+
+
+def unshare_container() -> None:
+    """Unshare all that the container has of its own; pid and time take effect for children."""
+    _unshare(CONTAINER, "mount, pid, net, ipc, uts, cgroup and time")
+    _zero_clocks()
+
+
+def set_hostname(name: str) -> None:
+    """The name in the own uts namespace."""
+    try:
+        sethostname(name)
+    except SyscallError as error:
+        raise NamespaceError(
+            "the host name could not be set", cause=describe_errno(error.errno or 0)
+        ) from error
+
+
+def bound_user_namespaces() -> None:
+    """Called by the init: no user namespace below this one, whatever the filter says.
+
+    A second wall beside seccomp. The file belongs to the user namespace that mounted /proc.
+    """
+    for name in ("max_user_namespaces",):
+        path = _SYSCTL / "user" / name
+        try:
+            path.write_text("0")
+        except OSError as error:
+            raise NamespaceError(
+                f"{path} could not be set to 0", cause=describe_errno(error.errno or 0)
+            ) from error
+
+
+def _zero_clocks() -> None:
+    """Let CLOCK_MONOTONIC and CLOCK_BOOTTIME begin near 0: the host's uptime is not told."""
+    path = "/proc/self/timens_offsets"
+    lines = []
+    for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME)):
+        seconds = int(time.clock_gettime(clock))
+        lines.append(f"{name} {-seconds} 0")
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write("\n".join(lines))
+    except OSError as error:
+        raise NamespaceError(
+            f"{path} did not take the offsets", cause=describe_errno(error.errno or 0)
+        ) from error
+
+
+def _unshare(flags: CloneFlag, what: str) -> None:
+    try:
+        unshare(flags)
+    except SyscallError as error:
+        number = error.errno or 0
+        cause, remedy = diagnose(flags, number)
+        raise NamespaceError(
+            f"a new {what} namespace was refused", cause=cause, remedy=remedy
+        ) from error
+
+
+def diagnose(flags: CloneFlag, number: int, sysctl: Path = _SYSCTL) -> tuple[str, str | None]:
+    """(cause, remedy or None) for errno ``number`` of ``unshare(flags)``.
+
+    Only what is seen in ``sysctl`` is named: no remedy for a cause that was not detected.
+    """
+    base = describe_errno(number)
+    if number == errno.ENOSPC:
+        for flag in CloneFlag:
+            limit = _LIMITS.get(flag)
+            if flag in flags and limit and _read(sysctl / limit) == "0":
+                name = limit.replace("/", ".")
+                return (
+                    f"{base}: {sysctl / limit} is 0, so this kind of namespace is forbidden here",
+                    f"as root: sysctl -w {name}=15000",
+                )
+        return f"{base}: a limit below {sysctl}/user is used up", None
+    if number == errno.EPERM and CloneFlag.NEWUSER in flags:
+        clone = sysctl / "kernel/unprivileged_userns_clone"
+        if _read(clone) == "0":
+            return (
+                f"{base}: {clone} is 0, so only root may make user namespaces",
+                "as root: sysctl -w kernel.unprivileged_userns_clone=1",
+            )
+        if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
+            return f"{base}: this runs inside a container, whose seccomp profile may forbid it", None
+    restrict = sysctl / "kernel/apparmor_restrict_unprivileged_userns"
+    if number in (errno.EPERM, errno.EACCES) and _read(restrict) == "1":
+        return (
+            f"{base}: {restrict} is 1, so AppArmor restricts user namespaces",
+            "as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give the "
+            "interpreter an AppArmor profile with 'userns,'",
+        )
+    if number == errno.EINVAL and CloneFlag.NEWTIME in flags:
+        return f"{base}: a kernel older than Linux 5.6, or one without time namespaces", None
+    return base, None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,120 @@
+"""Processes: forks that never return twice, statuses, descriptors, limits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from ..syscalls import Prctl, close_range, prctl
+
+#: (resource, soft, hard) of the kernel and all its children; what cgroups do not bound.
+KERNEL_RLIMITS: Final[tuple[tuple[int, int], ...]] = (
+    (resource.RLIMIT_CORE, 0),
+    (resource.RLIMIT_MEMLOCK, 64 * 1024 * 1024),
+    (resource.RLIMIT_MSGQUEUE, 819_200),
+    (resource.RLIMIT_SIGPENDING, 4_096),
+    (resource.RLIMIT_NOFILE, 65_536),
+    (resource.RLIMIT_RTPRIO, 0),
+)
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a process ended: an exit ``code``, or the ``signal`` that killed it."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @classmethod
+    def from_wait(cls, status: int) -> ExitStatus:
+        """From the status word of ``waitpid``."""
+        if os.WIFSIGNALED(status):
+            return cls(signal=os.WTERMSIG(status))
+        return cls(code=os.WEXITSTATUS(status))
+
+    @property
+    def returncode(self) -> int:
+        """As ``subprocess`` has it: the code, or minus the signal."""
+        if self.signal is not None:
+            return -self.signal
+        return self.code if self.code is not None else 255
+
+    def describe(self) -> str:
+        """For a person."""
+        if self.signal is not None:
+            try:
+                return f"killed by {signal.Signals(self.signal).name}"
+            except ValueError:
+                return f"killed by signal {self.signal}"
+        return f"exited with status {self.code}"
+
+
+def fork_into(run: Callable[[], int]) -> int:
+    """Fork a child that runs ``run`` and exits with its result; the child's pid in the parent.
+
+    The child never unwinds into the caller's frames: no ``finally`` of the parent runs twice.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            code = run()
+        except BaseException:  # a traceback is all that can be left; the parent sees the status
+            with contextlib.suppress(BaseException):
+                import traceback
+
+                traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def exit_now(code: int) -> NoReturn:
+    """Leave without running what the parent registered."""
+    os._exit(code)
+
+
+def close_all_but(keep: Iterable[int]) -> None:
+    """Close every descriptor but ``keep``: nothing of the host survives into the sandbox."""
+    first = 0
+    for fd in sorted(set(keep)):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)
+
+
+def default_signals() -> None:
+    """Undo every handler and mask that a parent left: an ignored SIGCHLD would lose statuses."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as the interpreter itself starts
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def apply_rlimits() -> None:
+    """Bound what cgroups do not, for this process and its children; never raises a limit."""
+    for kind, value in KERNEL_RLIMITS:
+        soft, hard = resource.getrlimit(kind)
+        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        keep_soft = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
+        resource.setrlimit(kind, (keep_soft, wanted))
+
+
+def no_core_dump() -> None:
+    """For processes that hold the connection key: no core file, no /proc/PID/mem for others."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl(Prctl.SET_DUMPABLE, 0)
+
+
+def die_with_parent() -> None:
+    """A second wall beside the end-of-file on a pipe: SIGKILL when the parent thread dies."""
+    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,26 @@
+"""The root file system: facts of the host → a plan that is data → its execution.
+
+* :mod:`.facts`      what is on this host (read once, before anything is unshared)
+* :mod:`.plan`       pure: spec and facts → a sorted tuple of operations
+* :mod:`.operations` what one operation is
+* :mod:`.build`      executes a plan through descriptors, then pivots
+"""
+
+from __future__ import annotations
+
+from .build import Sources, build, open_sources, pivot
+from .facts import HostFacts, collect_facts
+from .operations import Operation
+from .plan import plan_rootfs, writable_targets
+
+__all__ = [
+    "HostFacts",
+    "Operation",
+    "Sources",
+    "build",
+    "collect_facts",
+    "open_sources",
+    "pivot",
+    "plan_rootfs",
+    "writable_targets",
+]

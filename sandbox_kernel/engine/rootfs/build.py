@@ -1,0 +1,421 @@
+"""Execute a plan through descriptors, then pivot into it.
+
+Called by the init, in its own mount namespace, still with the capabilities of its user namespace.
+Two phases: first, as the user it was on the host, :func:`open_sources` clones every source into a
+detached mount; then, as the user it is inside, :func:`build` makes the tree and attaches them.
+After the first phase no host path is looked up again, so a symlink that is exchanged later
+changes nothing. Targets are resolved with ``openat2`` beneath the new root, without symlinks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+from ...errors import MountError, describe_errno
+from ...syscalls import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    MountAttr,
+    MountFlag,
+    OpenTreeFlag,
+    Resolve,
+    SyscallError,
+    UmountFlag,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    openat2,
+    pivot_root,
+    umount2,
+)
+from .operations import (
+    Absent,
+    Bind,
+    Device,
+    Devpts,
+    Directory,
+    File,
+    Mask,
+    Operation,
+    Overlay,
+    Proc,
+    ReadOnly,
+    Symlink,
+    Sysfs,
+    Tmpfs,
+)
+
+#: The root itself: directories, links and the small files of /etc.
+_ROOT_SIZE: Final = 16 * 1024 * 1024
+_ROOT_INODES: Final = 10_000
+#: Where the new root is mounted; any directory that every system has would do.
+_SCAFFOLD: Final = "/tmp"
+_SAFE: Final = MountFlag.NOSUID | MountFlag.NODEV
+_SAFE_ATTR: Final = MountAttr.NOSUID | MountAttr.NODEV
+_IN_ROOT: Final = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A detached mount, and whether its root is a directory."""
+
+    fd: int
+    is_directory: bool
+
+
+@dataclass
+class Sources:
+    """The detached mounts of a plan by operation index, and the verified /dev/null."""
+
+    by_index: dict[int, Source] = field(default_factory=dict)
+    null: int = -1
+
+    def close(self) -> None:
+        for source in self.by_index.values():
+            os.close(source.fd)
+        if self.null >= 0:
+            os.close(self.null)
+        self.by_index.clear()
+        self.null = -1
+
+
+def open_sources(plan: tuple[Operation, ...]) -> Sources:
+    """First phase: clone every source of ``plan`` into a detached mount.
+
+    Raises:
+        MountError: a source that must be there is not, or is not what it should be.
+    """
+    make_private()
+    sources = Sources()
+    with ExitStack() as stack:
+        stack.callback(sources.close)
+        for index, operation in enumerate(plan):
+            if isinstance(operation, (Bind, Overlay)):
+                source = _clone(operation.source, operation.absent)
+                if source is not None:
+                    sources.by_index[index] = source
+            elif isinstance(operation, Device):
+                sources.by_index[index] = _clone_device(operation)
+        sources.null = _clone_device(Device("/dev/null", 1, 3)).fd
+        stack.pop_all()
+    return sources
+
+
+def make_private() -> None:
+    """Nothing mounted from here on is seen outside, and nothing mounted outside arrives here."""
+    try:
+        mount("none", "/", "", MountFlag.REC | MountFlag.SLAVE)
+    except SyscallError as error:
+        raise MountError(
+            "the mounts of the host could not be made private",
+            cause=describe_errno(error.errno or 0),
+            path="/",
+        ) from error
+
+
+def _clone(path: str, absent: Absent) -> Source | None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        if absent is Absent.SKIP and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            return None
+        raise MountError(
+            f"{path} cannot be mounted", cause=describe_errno(error.errno or 0)
+        ) from error
+    try:
+        kind = os.fstat(fd).st_mode
+        return Source(_detach(fd, path), stat.S_ISDIR(kind))
+    finally:
+        os.close(fd)
+
+
+def _clone_device(device: Device) -> Source:
+    """CVE-2025-31133: what is bound as /dev/null must *be* 1:3, whatever the name says."""
+    fd = os.open(device.target, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(fd)
+        numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
+        if not stat.S_ISCHR(found.st_mode) or numbers != (device.major, device.minor):
+            raise MountError(
+                f"{device.target} is not the character device {device.major}:{device.minor}",
+                cause=f"it is mode {found.st_mode:o}, device {numbers[0]}:{numbers[1]}",
+            )
+        return Source(_detach(fd, device.target), False)
+    finally:
+        os.close(fd)
+
+
+def _detach(fd: int, path: str) -> int:
+    flags = OpenTreeFlag.CLONE | OpenTreeFlag.CLOEXEC
+    try:
+        return open_tree(fd, "", int(flags) | AT_EMPTY_PATH | AT_RECURSIVE)
+    except SyscallError as error:
+        raise MountError(
+            f"{path} cannot be mounted", cause=f"open_tree: {describe_errno(error.errno or 0)}"
+        ) from error
+
+
+def build(plan: tuple[Operation, ...], sources: Sources) -> int:
+    """Second phase: make the root and everything in it; a descriptor of the new root.
+
+    The caller is the id it will be inside: what is made belongs to it.
+    """
+    options = f"size={_ROOT_SIZE},nr_inodes={_ROOT_INODES},mode=0755"
+    old_umask = os.umask(0o022)
+    try:
+        mount("sandbox", _SCAFFOLD, "tmpfs", _SAFE, options)
+        root = os.open(_SCAFFOLD, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        builder = _Builder(root, sources)
+        for index, operation in enumerate(plan):
+            _execute(builder, index, operation)
+        return root
+    except SyscallError as error:
+        raise MountError(
+            "the root file system could not be built",
+            cause=f"{error.syscall}: {describe_errno(error.errno or 0)}",
+            path=error.path,
+        ) from error
+    finally:
+        os.umask(old_umask)
+
+
+def _execute(builder: _Builder, index: int, operation: Operation) -> None:
+    try:
+        builder.run(index, operation)
+    except OSError as error:
+        number = error.errno or 0
+        syscall = getattr(error, "syscall", "open")
+        cause, remedy = f"{syscall}: {describe_errno(number)}", None
+        if isinstance(operation, (Proc, Sysfs)) and number == errno.EPERM:
+            cause += (
+                f"; the kernel refuses a new {operation.target} where the outer one has something "
+                "mounted over it, as inside Docker or a pod"
+            )
+        raise MountError(
+            f"could not do '{' '.join(operation.describe().split())}'", cause=cause, remedy=remedy
+        ) from error
+
+
+class _Builder:
+    """One execution: the new root, and a method for each kind of operation."""
+
+    def __init__(self, root: int, sources: Sources) -> None:
+        self.root = root
+        self.sources = sources
+
+    def run(self, index: int, operation: Operation) -> None:
+        match operation:
+            case Directory():
+                fd = self._directory(operation.target)
+                os.chmod(f"/proc/self/fd/{fd}", operation.mode)
+                os.close(fd)
+            case Symlink():
+                self._symlink(operation)
+            case File():
+                self._file(operation.target, operation.content, operation.mode)
+            case Bind():
+                self._bind(index, operation)
+            case Device():
+                mount_point = self._file(operation.target, "")
+                self._attach(self.sources.by_index[index].fd, mount_point, MountAttr.NOSUID)
+            case Overlay():
+                self._overlay(index, operation)
+            case Tmpfs():
+                self._tmpfs(operation)
+            case Proc() | Sysfs() | Devpts():
+                self._kernel_file_system(operation)
+            case Mask():
+                self._mask(operation.target)
+            case ReadOnly():
+                self._read_only(operation.target)
+
+    def _open(self, target: str, flags: int = os.O_PATH) -> int:
+        """A descriptor of ``target``, beneath the new root, with no symlink on the way."""
+        relative = target.lstrip("/") or "."
+        return openat2(self.root, relative, flags, resolve=_IN_ROOT | Resolve.NO_SYMLINKS)
+
+    def _directory(self, target: str) -> int:
+        """The directory ``target``, made with its parents where it is not there yet."""
+        try:
+            return self._open(target, os.O_PATH | os.O_DIRECTORY)
+        except SyscallError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        parent = self._directory(os.path.dirname(target))
+        try:
+            os.mkdir(os.path.basename(target), 0o755, dir_fd=parent)
+        finally:
+            os.close(parent)
+        return self._open(target, os.O_PATH | os.O_DIRECTORY)
+
+    def _file(self, target: str, content: str, mode: int = 0o644) -> int:
+        """The file ``target`` with ``content``, made where it is not there; an O_PATH descriptor."""
+        parent = self._directory(os.path.dirname(target))
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(os.path.basename(target), flags, mode, dir_fd=parent)
+            try:
+                os.write(fd, content.encode())
+            finally:
+                os.close(fd)
+        except FileExistsError:
+            if content:
+                raise
+        finally:
+            os.close(parent)
+        return self._open(target)
+
+    def _symlink(self, operation: Symlink) -> None:
+        parent = self._directory(os.path.dirname(operation.target))
+        try:
+            os.symlink(operation.to, os.path.basename(operation.target), dir_fd=parent)
+        except FileExistsError:
+            pass  # a prefix that was bound before has it already
+        finally:
+            os.close(parent)
+
+    def _bind(self, index: int, operation: Bind) -> None:
+        source = self.sources.by_index.get(index)
+        if source is None:
+            return
+        point = (
+            self._directory(operation.target)
+            if source.is_directory
+            else self._file(operation.target, "")
+        )
+        protection = MountAttr.RDONLY if operation.readonly else MountAttr.NONE
+        self._attach(source.fd, point, _SAFE_ATTR | protection)
+
+    def _attach(self, detached: int, mount_point: int, attributes: MountAttr) -> None:
+        """Set the attributes on the whole detached tree, then attach it: never the other way."""
+        try:
+            mount_setattr(detached, set_=attributes, propagation=MountFlag.PRIVATE, recursive=True)
+            move_mount(detached, mount_point)
+        finally:
+            os.close(mount_point)
+
+    def _tmpfs(self, operation: Tmpfs) -> None:
+        point = self._directory(operation.target)
+        options = f"size={operation.size},nr_inodes={operation.inodes},mode={operation.mode:04o}"
+        flags = _SAFE | (MountFlag.NOEXEC if operation.noexec else MountFlag.NONE)
+        self._mount_at(point, "tmpfs", flags, options)
+
+    def _mount_at(self, point: int, kind: str, flags: MountFlag, options: str = "") -> None:
+        try:
+            mount(kind, f"/proc/self/fd/{point}", kind, flags, options)
+        finally:
+            os.close(point)
+
+    def _kernel_file_system(self, operation: Proc | Sysfs | Devpts) -> None:
+        flags = _SAFE | MountFlag.NOEXEC
+        point = self._directory(operation.target)
+        match operation:
+            case Proc():
+                self._mount_at(point, "proc", flags)
+            case Sysfs():
+                self._mount_at(point, "sysfs", flags | MountFlag.RDONLY)
+            case Devpts():
+                self._mount_at(
+                    point, "devpts", MountFlag.NOSUID | MountFlag.NOEXEC,
+                    "newinstance,ptmxmode=0666,mode=0620,max=256",
+                )  # fmt: skip
+
+    def _overlay(self, index: int, operation: Overlay) -> None:
+        """The lower layer is the clone itself; the upper one lives in a tmpfs that is then hidden."""
+        source = self.sources.by_index.get(index)
+        if source is None:
+            return
+        mount_setattr(source.fd, set_=MountAttr.RDONLY | _SAFE_ATTR, recursive=True)
+        layers = self._directory(f"/.layers/{index}")
+        options = f"size={operation.size},nr_inodes={operation.inodes},mode=0700"
+        self._mount_at(layers, "tmpfs", _SAFE, options)
+        base = self._directory(f"/.layers/{index}")
+        for name in ("lower", "upper", "work"):
+            os.mkdir(name, 0o755, dir_fd=base)
+        lower = self._directory(f"/.layers/{index}/lower")
+        move_mount(source.fd, lower)
+        os.close(lower)
+        point = self._directory(operation.target)
+        where = f"/proc/self/fd/{base}"
+        data = f"lowerdir={where}/lower,upperdir={where}/upper,workdir={where}/work,userxattr"
+        try:
+            self._mount_at(point, "overlay", _SAFE, data)
+            umount2(where, UmountFlag.DETACH)  # the overlay keeps its layers, nobody else sees them
+        finally:
+            os.close(base)
+
+    def _mask(self, target: str) -> None:
+        try:
+            point = self._open(target)
+        except SyscallError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return
+            if error.errno == errno.ELOOP:
+                self._mask_symlink(target)
+                return
+            raise
+        if stat.S_ISDIR(os.fstat(point).st_mode):
+            flags = _SAFE | MountFlag.NOEXEC | MountFlag.RDONLY
+            self._mount_at(point, "tmpfs", flags, "size=4k,nr_inodes=2,mode=0555")
+            return
+        null = open_tree(self.sources.null, "", int(OpenTreeFlag.CLONE) | AT_EMPTY_PATH)
+        try:
+            self._attach(null, point, MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NOEXEC)
+        finally:
+            os.close(null)
+
+    def _mask_symlink(self, target: str) -> None:
+        """A hidden path that is a symlink: hide what it points to, as far as that is inside."""
+        point = openat2(self.root, target.lstrip("/"), os.O_PATH, resolve=_IN_ROOT)
+        os.close(point)
+        raise MountError(
+            f"{target} cannot be hidden",
+            cause="there is a symbolic link on its path inside, and what it points to is visible",
+            remedy="name the real path in 'hide', or choose a workspace that does not hold it",
+        )
+
+    def _read_only(self, target: str) -> None:
+        try:
+            point = self._open(target)
+        except SyscallError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        clone = open_tree(point, "", int(OpenTreeFlag.CLONE) | AT_EMPTY_PATH | AT_RECURSIVE)
+        try:
+            attributes = MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC
+            self._attach(clone, point, attributes)
+        finally:
+            os.close(clone)
+
+
+def pivot(root: int) -> None:
+    """``pivot_root(".", ".")`` into ``root``; the host's tree is gone afterwards.
+
+    The root itself becomes read-only: what is writable is what the plan mounted on it.
+    """
+    try:
+        old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fchdir(root)
+        pivot_root(".", ".")
+        os.fchdir(old)
+        mount("none", ".", "", MountFlag.REC | MountFlag.SLAVE)
+        umount2(".", UmountFlag.DETACH)
+        os.close(old)
+        os.chdir("/")
+        top = open_tree(AT_FDCWD, "/", int(OpenTreeFlag.CLOEXEC))
+        mount_setattr(top, set_=MountAttr.RDONLY | _SAFE_ATTR)
+        os.close(top)
+    except SyscallError as error:
+        raise MountError(
+            "the root file system could not be entered",
+            cause=f"{error.syscall}: {describe_errno(error.errno or 0)}",
+            path=error.path,
+        ) from error

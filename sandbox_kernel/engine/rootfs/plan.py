@@ -1,0 +1,274 @@
+"""Spec and facts → the plan. Pure: no system call, unit-tested without privileges.
+
+The order: the system, what is made up, own file systems, then everything of the user sorted by
+depth, so that a parent is always mounted before what lies below it, then the masks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...errors import MountError
+from ...spec import KIB, MIB, Identity, MountMode, SandboxSpec, WorkspaceMode
+from .facts import HostFacts
+from .operations import (
+    Absent,
+    Bind,
+    Device,
+    Devpts,
+    Directory,
+    File,
+    Mask,
+    Operation,
+    Overlay,
+    Proc,
+    ReadOnly,
+    Symlink,
+    Sysfs,
+    Tmpfs,
+)
+
+#: The parts of the host's /etc that programs need and that tell nothing of its users.
+ETC: Final = (
+    "alternatives", "ca-certificates", "ca-certificates.conf", "fonts", "ld.so.cache",
+    "ld.so.conf", "ld.so.conf.d", "localtime", "locale.alias", "matplotlibrc", "mime.types",
+    "os-release", "pki", "protocols", "services", "ssl", "timezone", "terminfo",
+)  # fmt: skip
+
+#: (name, major, minor) of the only device nodes inside.
+DEVICES: Final = (
+    ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9),
+    ("tty", 5, 0),
+)  # fmt: skip
+
+MASKED: Final = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore", "/proc/keys",
+    "/proc/key-users", "/proc/kmsg", "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags",
+    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+    "/proc/timer_stats", "/proc/vmallocinfo", "/proc/slabinfo", "/proc/modules",
+    "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/kernel/debug", "/sys/kernel/security",
+    "/sys/kernel/tracing", "/sys/fs/bpf", "/sys/devices/system/cpu/cpu0/thermal_throttle",
+)  # fmt: skip
+
+READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+#: Below the home: what holds keys and tokens. Empty inside, even where the workspace is the home.
+SECRETS: Final = (
+    ".aws", ".azure", ".boto", ".cache/huggingface/token", ".cargo/credentials",
+    ".cargo/credentials.toml", ".config/containers", ".config/gcloud", ".config/gh", ".config/git",
+    ".config/hub", ".config/op", ".config/rclone", ".config/sops", ".databrickscfg", ".docker",
+    ".git-credentials", ".gnupg", ".huggingface", ".jupyter", ".kaggle", ".kube",
+    ".local/share/jupyter", ".local/share/keyrings", ".mozilla", ".netrc", ".npmrc",
+    ".password-store", ".pgpass", ".pki", ".pypirc", ".s3cfg", ".snowflake", ".ssh",
+    ".terraform.d", ".terraformrc", ".thunderbird", ".vault-token",
+)  # fmt: skip
+
+#: Below the home: what a shell, a login or a Python *outside* would execute. Never writable inside.
+EXECUTED_OUTSIDE: Final = (
+    ".bash_aliases", ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".config",
+    ".emacs", ".emacs.d", ".gitconfig", ".inputrc", ".ipython", ".local", ".pam_environment",
+    ".profile", ".pythonrc", ".tmux.conf", ".vim", ".vimrc", ".xinitrc", ".xprofile", ".xsession",
+    ".zlogin", ".zprofile", ".zshenv", ".zshrc",
+)  # fmt: skip
+
+#: Below the home: caches that are slow to make again. A layer in memory takes the writes.
+CACHES: Final = (".cache/matplotlib", ".cache/fontconfig")
+
+
+def plan_rootfs(spec: SandboxSpec, facts: HostFacts, *, uid: int, gid: int, cwd: str) -> tuple[Operation, ...]:
+    """The whole root file system for a kernel that is ``uid``/``gid`` inside and starts in ``cwd``.
+
+    ``cwd`` is the workspace unless the spec names another one.
+
+    Raises:
+        MountError: the workspace or an extra mount would open a hole in a wall.
+    """
+    workspace = spec.workspace_path or cwd
+    _check_holes(spec, facts, workspace)
+    user: list[Operation] = [*_home(spec, facts, workspace), *_python(facts)]
+    user += _workspace(spec, workspace)
+    user += [_extra(spec, m.source, m.target, m.mode) for m in spec.mounts]
+    user += _protected(spec, facts, workspace)
+    user.sort(key=lambda operation: operation.target.count("/"))
+    return (
+        *_system(facts),
+        *_made_up(spec, facts, uid, gid),
+        *_own_file_systems(spec, uid),
+        *user,
+        *(Mask(path) for path in MASKED),
+        *(ReadOnly(path) for path in READ_ONLY),
+        *_secrets(spec, facts, workspace),
+    )
+
+
+def writable_targets(plan: tuple[Operation, ...]) -> tuple[str, ...]:
+    """Where the kernel may write, as Landlock is told and as the audit compares."""
+    return tuple(
+        operation.target
+        for operation in plan
+        if isinstance(operation, (Tmpfs, Overlay, Device, Devpts, Proc))
+        or (isinstance(operation, Bind) and not operation.readonly)
+    )
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Is ``path`` the folder or something below it? Both absolute and normal."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _system(facts: HostFacts) -> list[Operation]:
+    operations: list[Operation] = []
+    for path, link in facts.system:
+        operations.append(Bind(path, path) if link is None else Symlink(path, link))
+    operations.append(Directory("/etc"))
+    operations += [Bind(f"/etc/{name}", f"/etc/{name}", absent=Absent.SKIP) for name in ETC]
+    return operations
+
+
+def _made_up(spec: SandboxSpec, facts: HostFacts, uid: int, gid: int) -> list[Operation]:
+    """passwd, group, hosts, resolv.conf and their kin: nobody of the host but the user."""
+    user = "root" if uid == 0 else facts.user if facts.user != "root" else "kernel"
+    group = "root" if gid == 0 else facts.group if facts.group != "root" else "kernel"
+    passwd = [f"{user}:x:{uid}:{gid}::{facts.home}:/bin/bash"]
+    groups = [f"{group}:x:{gid}:"]
+    if uid != 0:
+        passwd.append("root:x:0:0:root:/:/usr/sbin/nologin")
+    if gid != 0:
+        groups.append("root:x:0:")
+    passwd.append("nobody:x:65534:65534:nobody:/:/usr/sbin/nologin")
+    groups.append("nogroup:x:65534:")
+    return [
+        File("/etc/passwd", "\n".join(passwd) + "\n"),
+        File("/etc/group", "\n".join(groups) + "\n"),
+        File("/etc/hosts", f"127.0.0.1 localhost {spec.hostname}\n::1 localhost\n"),
+        File("/etc/hostname", spec.hostname + "\n"),
+        File("/etc/resolv.conf", "# no name server: the network policy is 'none'\n"),
+        File("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        File("/etc/machine-id", ""),
+        Symlink("/etc/mtab", "/proc/self/mounts"),
+    ]
+
+
+def _own_file_systems(spec: SandboxSpec, uid: int) -> list[Operation]:
+    limits = spec.tmpfs
+    few = min(limits.inodes, 10_000)
+    return [
+        Proc(),
+        Sysfs(),
+        Tmpfs("/dev", 64 * KIB, 64, noexec=True),
+        *(Device(f"/dev/{name}", major, minor) for name, major, minor in DEVICES),
+        Directory("/dev/pts"),
+        Devpts(),
+        Symlink("/dev/ptmx", "pts/ptmx"),
+        Symlink("/dev/fd", "/proc/self/fd"),
+        Symlink("/dev/stdin", "/proc/self/fd/0"),
+        Symlink("/dev/stdout", "/proc/self/fd/1"),
+        Symlink("/dev/stderr", "/proc/self/fd/2"),
+        Tmpfs("/dev/shm", limits.shm, limits.inodes, mode=0o1777, noexec=False),
+        Tmpfs("/tmp", limits.tmp, limits.inodes, mode=0o1777),
+        Tmpfs("/run", limits.run, few),
+        Directory("/run/user"),
+        Directory(f"/run/user/{uid}", mode=0o700),
+        Directory("/var"),
+        Symlink("/var/tmp", "/tmp"),
+        Symlink("/var/run", "/run"),
+        Bind("/var/cache/fontconfig", "/var/cache/fontconfig", absent=Absent.SKIP),
+    ]
+
+
+def _home(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
+    if spec.workspace is not WorkspaceMode.NONE and workspace == facts.home:
+        return []
+    caches: list[Operation] = []
+    if spec.identity is not Identity.ISOLATED:
+        caches = [
+            Overlay(f"{facts.home}/{c}", f"{facts.home}/{c}", 64 * MIB, 1000, Absent.SKIP)
+            for c in CACHES
+        ]
+    home = Tmpfs(facts.home, spec.tmpfs.home, spec.tmpfs.inodes, mode=0o700)
+    return [home, *caches]
+
+
+def _python(facts: HostFacts) -> list[Operation]:
+    operations: list[Operation] = [Bind(path, path) for path in facts.prefixes]
+    operations += [
+        Symlink(alias, real)
+        for alias, real in facts.aliases
+        if not any(is_within(alias, folder) for folder in (*facts.prefixes, "/usr"))
+    ]
+    return operations
+
+
+def _workspace(spec: SandboxSpec, workspace: str) -> list[Operation]:
+    limits = spec.tmpfs
+    match spec.workspace:
+        case WorkspaceMode.RW | WorkspaceMode.RO:
+            return [Bind(workspace, workspace, readonly=spec.workspace is WorkspaceMode.RO)]
+        case WorkspaceMode.OVERLAY:
+            return [Overlay(workspace, workspace, limits.overlay, limits.inodes)]
+        case WorkspaceMode.NONE:
+            return [Tmpfs(workspace, limits.overlay, limits.inodes, mode=0o700)]
+
+
+def _extra(spec: SandboxSpec, source: str, target: str, mode: MountMode) -> Operation:
+    if mode is MountMode.OVERLAY:
+        return Overlay(source, target, spec.tmpfs.overlay, spec.tmpfs.inodes)
+    return Bind(source, target, readonly=mode is MountMode.RO)
+
+
+def _shown(spec: SandboxSpec, workspace: str) -> list[tuple[str, str, bool]]:
+    """(source, target, writable through) of everything of the user's that is shown inside."""
+    shown = [(m.source, m.target, m.mode is MountMode.RW) for m in spec.mounts]
+    if spec.workspace is not WorkspaceMode.NONE:
+        shown.append((workspace, workspace, spec.workspace is WorkspaceMode.RW))
+    return shown
+
+
+def _inside(path: str, source: str, target: str) -> str:
+    """Where the host's ``path`` below ``source`` appears below ``target``."""
+    return target + path[len(source) :] if source != "/" else target.rstrip("/") + path
+
+
+def _protected(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
+    """Read-only again inside what is writable: what somebody outside would execute."""
+    operations: list[Operation] = []
+    for source, target, writable in _shown(spec, workspace):
+        if not writable:
+            continue
+        paths = [f"{facts.home}/{name}" for name in EXECUTED_OUTSIDE] + [f"{source}/.git/hooks"]
+        operations += [
+            Bind(path, _inside(path, source, target), absent=Absent.SKIP)
+            for path in dict.fromkeys(paths)
+            if is_within(path, source) and path != source
+        ]
+    return operations
+
+
+def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
+    hidden = (*(f"{facts.home}/{name}" for name in SECRETS), *spec.hide)
+    return [
+        Mask(target)
+        for target in dict.fromkeys(
+            _inside(path, source, shown_at)
+            for path in hidden
+            for source, shown_at, _ in _shown(spec, workspace)
+            if is_within(path, source)
+        )
+    ]
+
+
+def _check_holes(spec: SandboxSpec, facts: HostFacts, workspace: str) -> None:
+    for source, _, writable in _shown(spec, workspace):
+        for name in SECRETS:
+            if is_within(source, f"{facts.home}/{name}"):
+                raise MountError(
+                    f"{source} cannot be shown inside",
+                    cause=f"it lies in ~/{name}, which holds secrets or configuration",
+                )
+        for prefix in (*facts.prefixes, "/usr"):
+            if writable and is_within(source, prefix):
+                raise MountError(
+                    f"{source} cannot be writable inside",
+                    cause=f"it lies in the Python environment {prefix}, which runs outside as well",
+                    remedy="use mode 'ro' or 'overlay', or another folder",
+                )

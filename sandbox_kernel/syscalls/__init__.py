@@ -1,0 +1,88 @@
+"""The one room that imports cffi: system calls under their kernel names, typed.
+
+A wrapper is short, keeps the kernel's name and raises :class:`SyscallError` through the one
+failing function, :func:`fail`. Flags are the kernel's own names. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from ._constants import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    AT_SYMLINK_NOFOLLOW,
+    CapabilityBit,
+    CloneFlag,
+    MountAttr,
+    MountFlag,
+    MoveMountFlag,
+    OpenTreeFlag,
+    Prctl,
+    Resolve,
+    SecureBit,
+    UmountFlag,
+)
+from ._errors import SyscallError, fail
+from ._wrappers import (
+    capget,
+    capset,
+    clear_ambient,
+    close_range,
+    join_session_keyring,
+    landlock_abi,
+    landlock_add_path,
+    landlock_create_ruleset,
+    landlock_restrict_self,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    openat2,
+    pivot_root,
+    prctl,
+    seccomp_set_mode_filter,
+    sethostname,
+    setns,
+    umount2,
+    unshare,
+)
+
+__all__ = [
+    "AT_EMPTY_PATH",
+    "AT_FDCWD",
+    "AT_RECURSIVE",
+    "AT_SYMLINK_NOFOLLOW",
+    "CapabilityBit",
+    "CloneFlag",
+    "MountAttr",
+    "MountFlag",
+    "MoveMountFlag",
+    "OpenTreeFlag",
+    "Prctl",
+    "Resolve",
+    "SecureBit",
+    "SyscallError",
+    "UmountFlag",
+    "capget",
+    "capset",
+    "clear_ambient",
+    "close_range",
+    "fail",
+    "join_session_keyring",
+    "landlock_abi",
+    "landlock_add_path",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "openat2",
+    "pivot_root",
+    "prctl",
+    "seccomp_set_mode_filter",
+    "sethostname",
+    "setns",
+    "umount2",
+    "unshare",
+]

@@ -1,0 +1,1 @@
+"""Does "Sandboxed Python" behave as an ordinary ipykernel does, whoever drives it?"""
