@@ -32,6 +32,8 @@ class Workload:
     run: Callable[[], int]
     environment: dict[str, str]
     cwd: str
+    console: int
+    """Where standard output and error go; standard input is the sandbox's own /dev/null."""
     keep: tuple[int, ...] = ()
     """Descriptors that the workload needs besides 0, 1 and 2."""
 
@@ -88,6 +90,8 @@ class Observed:
 def run(plan: InitPlan, workload: Workload, channel: socket.socket) -> int:
     """The whole life of pid 1; its result is the process's exit status."""
     try:
+        for standard in (1, 2):
+            os.dup2(workload.console, standard)
         process.close_all_but([0, 1, 2, channel.fileno(), *workload.keep])
         observed = _build_walls(plan, channel)
         messages.send(channel, observed.to_message())
@@ -158,6 +162,9 @@ def _run_workload(workload: Workload, channel: socket.socket) -> int:
     os.environ.clear()
     os.environ.update(workload.environment)
     enter(workload.cwd)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
     return workload.run()
 
 

@@ -257,7 +257,7 @@ _ARCH_OFFSET: Final = 4  # of arch in struct seccomp_data
 
 
 def _unknown_ranges(arch: Arch, known: set[int]) -> list[tuple[int, int]]:
-    """The numbers outside ``known``, as (first, last), ascending; x32 numbers are not among them."""
+    """The numbers outside ``known``, as (first, last), ascending; x32's are not among them."""
     end = _X32_BIT if arch is Arch.X86_64 else _NO_CALL
     borders = [-1, *sorted(known), end]
     gaps = [(low + 1, high - 1) for low, high in itertools.pairwise(borders) if high - low > 1]

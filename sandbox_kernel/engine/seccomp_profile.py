@@ -271,7 +271,7 @@ _CONDITIONAL: Final = (
         Condition(1, (_TIOCSTI, _TIOCLINUX), match=Match.NONE_OF),
     ),
     _allow(
-        "PER_LINUX, PER_LINUX32, both with UNAME26, and the query; no READ_IMPLIES_EXEC, no ASLR off",
+        "PER_LINUX, PER_LINUX32, both with UNAME26, the query; no READ_IMPLIES_EXEC, no ASLR off",
         "personality",
         Condition(0, (0, 8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)),
     ),

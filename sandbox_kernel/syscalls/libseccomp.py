@@ -165,9 +165,7 @@ class Seccomp:
             )
             if arch != self.native_arch():
                 _check(self.lib.seccomp_arch_add(ctx, arch), "seccomp_arch_add")
-                _check(
-                    self.lib.seccomp_arch_remove(ctx, self.native_arch()), "seccomp_arch_remove"
-                )
+                _check(self.lib.seccomp_arch_remove(ctx, self.native_arch()), "seccomp_arch_remove")
             yield Filter(self, ctx, arch)
         finally:
             self.lib.seccomp_release(ctx)

@@ -74,6 +74,8 @@ def remove_tree(top: Path) -> bool:
         directories = sorted([top, *(p for p in top.rglob("*") if p.is_dir())], reverse=True)
         for directory in directories:
             with contextlib.suppress(FileNotFoundError):
+                if (directory / "freezer.state").exists() and directory != top:
+                    (directory / "freezer.state").write_text("THAWED")  # or SIGKILL has to wait
                 for pid in map(int, (directory / "cgroup.procs").read_text().split()):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)

@@ -30,6 +30,10 @@ TIMEOUT: Final = 60.0
 """Seconds until a wait for one message gives up. Only a failure ever takes that long."""
 
 
+class NothingCame(AssertionError):
+    """A message that had to come did not."""
+
+
 def type_of(message: Message) -> str:
     return str(message["header"]["msg_type"])
 
@@ -115,7 +119,7 @@ class Wire(ABC):
                 event = self.receive(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 seen = [f"{channel}:{type_of(message)}" for channel, message in self.backlog]
-                raise AssertionError(f"no {what} within {timeout} s; came: {seen}") from None
+                raise NothingCame(f"no {what} within {timeout} s; came: {seen}") from None
             if wanted(*event):
                 return event
             self.backlog.append(event)
@@ -231,9 +235,25 @@ class ZmqWire(Wire):
                 return name, message
         raise TimeoutError
 
+    def wait_until_subscribed(self) -> None:
+        """Return when the kernel answers and its iopub reaches this client.
+
+        A subscription takes effect some time after the connection; what is published before is
+        lost without a trace. So ask again until a status arrives with the reply.
+        """
+        while True:
+            asked = self.send("shell", "kernel_info_request", {})
+            self.reply_to(asked)
+            try:
+                self.wait_for(lambda _, m: parent_of(m) == asked, "status on iopub", timeout=1)
+            except NothingCame:
+                continue
+            self.backlog.clear()
+            return
+
     @classmethod
     def open(cls, connection_file: str) -> ZmqWire:
-        """Connect one more client to a kernel; ready when the kernel answers and greets it.
+        """Connect one more client to a kernel; ready when the kernel answers on both ways.
 
         Works in any thread: the client's own ``wait_for_ready`` would bring an event loop along.
         """
@@ -242,8 +262,7 @@ class ZmqWire(Wire):
         client.start_channels()
         wire = cls(client)
         try:
-            wire.request("shell", "kernel_info_request")
-            wire.wait_for(lambda _, m: type_of(m) == "iopub_welcome", "greeting on iopub")
+            wire.wait_until_subscribed()
         except BaseException:
             wire.close()
             raise

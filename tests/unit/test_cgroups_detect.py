@@ -276,6 +276,12 @@ def test_v2_own_cgroup_that_is_not_delegated(machine: Machine) -> None:
     assert "systemd-run --user --scope -p Delegate=yes" in text
     machine.files.systemd.add(path)
     assert machine.find("memory") == Place("memory", Version.V2, path, Source.OWN)
+    # Named by a hint, the processes there are not this package's to move.
+    given = v2_group(unified / "given", "memory", procs="9")
+    machine.files.systemd.add(given)
+    machine.files.closed.add(path)
+    text = machine.message("memory", "/given")
+    assert text.endswith(f"remedy: move the processes of {given} to a child of it")
 
 
 def test_v2_own_cgroup_after_the_processes_were_moved(machine: Machine) -> None:

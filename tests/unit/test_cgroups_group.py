@@ -44,7 +44,7 @@ V1_FILES = {
 V2_FILES = {
     "memory": {
         "memory.max": "max", "memory.swap.max": "max", "memory.current": "4096",
-        "memory.peak": "8192", "memory.events": "low 0\nhigh 0\nmax 5\noom 1\noom_kill 1\n",
+        "memory.peak": "8192", "memory.events": "low 0\nhigh 0\nmax 5\noom 2\noom_kill 1\n",
         "memory.events.local": "low 0\nhigh 0\nmax 9\n",
     },
     "cpu": {"cpu.max": "max 100000"},
@@ -397,6 +397,13 @@ def test_v2_is_killed_as_a_whole(v2: Machine) -> None:
     group = v2.create()
     assert group.kill() == ()
     assert text(group, "cgroup.kill") == "1"
+
+
+def test_v1_forbids_forks_and_thaws_at_the_end(v1: Machine) -> None:
+    group = v1.create()
+    v1.files.calls.clear()
+    assert group.kill() == ()
+    assert v1.files.calls == ["pids.max 0", "freezer.state FROZEN", "freezer.state THAWED"]
 
 
 def test_a_join_that_fails_says_where(v1: Machine) -> None:

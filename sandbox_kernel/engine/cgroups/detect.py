@@ -14,6 +14,7 @@ in a temporary directory.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -143,9 +144,14 @@ class Search:
     proc: Path
     files: Files
 
+    @functools.cached_property
+    def mounted(self) -> tuple[Hierarchy, ...]:
+        """Read once: a search is for one :func:`create` or one :func:`sweep`."""
+        return hierarchies(self.proc)
+
     def find(self, controller: str) -> Place | Missing:
         """The first directory of the written-down order in which the controller can be used."""
-        found = [h for h in hierarchies(self.proc) if _may_hold(h, controller)]
+        found = [h for h in self.mounted if _may_hold(h, controller)]
         if not found:
             return Missing(controller, (self._nowhere(controller),))
         # On a hybrid machine a controller that is bound to v1 is not on v2.

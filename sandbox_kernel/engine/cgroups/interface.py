@@ -91,7 +91,7 @@ class CgroupUsage:
     oom_kills: int | None = None
     """Processes of this cgroup that the OOM killer ended."""
     pids_current: int | None = None
-    """Tasks: processes and threads."""
+    """Tasks: processes and threads, zombies that nobody has reaped included."""
     pids_max_events: int | None = None
     """Forks and clones that were refused."""
     cpu_usec: int | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import CgroupError, describe_errno
 from . import owner
-from .detect import Hierarchy, Search, hierarchies
+from .detect import Hierarchy, Search
 from .group import KernelCgroup
 from .interface import FILES, Files, Leaf, Version
 
@@ -54,7 +54,7 @@ def sweep(
 def _leftovers(search: Search) -> dict[str, list[Leaf]]:
     """Leaves without an owner, by name."""
     found: dict[str, list[Leaf]] = defaultdict(list)
-    for hierarchy in hierarchies(search.proc):
+    for hierarchy in search.mounted:
         # The hint and the own cgroup may be one directory.
         for directory in dict.fromkeys(path for _, path in search.candidates(hierarchy)):
             for path in _children(directory, search):

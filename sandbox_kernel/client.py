@@ -1,0 +1,258 @@
+"""The client's side: one launcher a Python interpreter, one lifeline a sandbox.
+
+Used by the provisioner (inside a server with an event loop and many threads) and by the foreground
+command. The server never forks Python: it spawns the launcher by exec, once, and asks it. Nothing
+here waits but :meth:`Sandbox.wait`; the provisioner waits with its event loop instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
+from .engine import messages
+from .environment import launcher_environment
+from .errors import KernelStartError, ProtocolError, SandboxError, describe_errno
+from .protocol import (
+    Exited,
+    Failed,
+    FromClient,
+    FromSupervisor,
+    Kill,
+    LaunchRequest,
+    Notice,
+    Signal,
+    Start,
+    Started,
+    parse_from_supervisor,
+)
+
+
+class Launcher:
+    """A running launcher process of one interpreter. Thread-safe; shared by all kernels."""
+
+    _running: ClassVar[dict[tuple[str, ...], Launcher]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        self.socket, theirs = messages.pair()
+        self.pid = os.getpid()
+        try:
+            self.process = subprocess.Popen(
+                [*command, "--socket", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=launcher_environment(environment),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.socket.close()
+            raise KernelStartError(
+                "the launcher could not be started",
+                cause=describe_errno(error.errno or 0),
+                path=command[0],
+            ) from error
+        finally:
+            theirs.close()
+
+    @classmethod
+    def get(cls, command: tuple[str, ...], environment: Mapping[str, str]) -> Launcher:
+        """The launcher of this process for ``command``, started if none lives."""
+        with cls._lock:
+            launcher = cls._running.get(command)
+            if launcher is None or launcher.pid != os.getpid() or not launcher.lives():
+                launcher = cls(command, environment)
+                cls._running[command] = launcher
+            return launcher
+
+    def lives(self) -> bool:
+        """Has it not ended? Reaps it if it has."""
+        return self.process.poll() is None
+
+    def start(self) -> socket.socket:
+        """Have a supervisor forked; the client's end of its lifeline.
+
+        Raises:
+            OSError: the launcher is gone.
+        """
+        ours, theirs = messages.pair()
+        with theirs:
+            try:
+                messages.send(self.socket, Start().to_message(), [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def close(self) -> None:
+        """Let it end once its kernels have. It ends the same way when this process dies."""
+        self.socket.close()
+
+    @classmethod
+    def close_all(cls) -> list[Launcher]:
+        """Used at the end of the foreground command and by tests: let all launchers end."""
+        with cls._lock:
+            launchers = list(cls._running.values())
+            cls._running.clear()
+        for launcher in launchers:
+            launcher.close()
+        return launchers
+
+
+def launcher_command(python: str) -> tuple[str, ...]:
+    """How the launcher of the interpreter ``python`` is run.
+
+    ``-P``: nothing in the working directory can be imported instead of what is installed.
+    ``frozen_modules=off``: as in ipykernel's own kernelspec, for the debugger.
+    """
+    return (python, "-P", "-Xfrozen_modules=off", "-m", "sandbox_kernel.launcher")
+
+
+class Sandbox:
+    """One sandbox, from its request to its exit, over its lifeline."""
+
+    def __init__(self, lifeline: socket.socket) -> None:
+        self.lifeline = lifeline
+        self.started: Started | None = None
+        self.exited: Exited | None = None
+        self.notices: list[str] = []
+        self._supervisor_pidfd = -1
+        lifeline.setblocking(False)
+
+    @classmethod
+    def launch(
+        cls, request: LaunchRequest, command: tuple[str, ...], environment: Mapping[str, str]
+    ) -> Sandbox:
+        """Ask for a sandbox. Returns at once; :attr:`started` is set when it runs.
+
+        A launcher that died since it was last used is replaced, once.
+        """
+        try:
+            lifeline = Launcher.get(command, environment).start()
+        except OSError:
+            try:
+                lifeline = Launcher.get(command, environment).start()
+            except OSError as error:
+                raise KernelStartError(
+                    "the launcher ended while it was being asked",
+                    cause=describe_errno(error.errno or 0),
+                ) from error
+        try:
+            messages.send(lifeline, request.to_message())
+        except OSError as error:
+            lifeline.close()
+            raise KernelStartError(
+                "the supervisor ended before it had its request",
+                cause=describe_errno(error.errno or 0),
+            ) from error
+        except BaseException:
+            lifeline.close()
+            raise
+        return cls(lifeline)
+
+    @property
+    def pid(self) -> int | None:
+        """Host pid of the supervisor, which stands for the sandbox."""
+        return self.started.supervisor_pid if self.started else None
+
+    @property
+    def returncode(self) -> int | None:
+        """``None`` while the kernel runs."""
+        return self.exited.returncode if self.exited else None
+
+    def fileno(self) -> int:
+        """For a poll: readable when :meth:`take` has something."""
+        return self.lifeline.fileno()
+
+    def take(self) -> FromSupervisor | None:
+        """The next message if one is there, without waiting.
+
+        The end of the lifeline without a word becomes an :class:`Exited` with -9: the supervisor
+        was killed, and the sandbox died with it.
+
+        Raises:
+            SandboxError: the sandbox could not be built, as the supervisor said.
+        """
+        if self.exited is not None:
+            return None
+        try:
+            received = messages.receive(self.lifeline)
+        except BlockingIOError:
+            return None
+        except (ProtocolError, OSError):
+            received = None
+        if received is None:
+            return self._lost()
+        message, fds = received
+        parsed = parse_from_supervisor(message)
+        match parsed:
+            case Started():
+                self.started = parsed
+                (self._supervisor_pidfd,) = fds
+            case Failed():
+                self.exited = Exited(1, parsed.error.message)
+                raise parsed.error
+            case Exited():
+                self.exited = parsed
+            case Notice():
+                self.notices.append(parsed.text)
+        return parsed
+
+    def _lost(self) -> Exited:
+        self.exited = Exited(-signal.SIGKILL, "the supervisor of the sandbox was killed")
+        if self.started is None:
+            raise KernelStartError(
+                "the supervisor ended while it was building the sandbox",
+                cause="it was killed, or the launcher could not load; the server's log says more",
+            )
+        return self.exited
+
+    def send(self, order: FromClient) -> None:
+        """Send a signal or a kill. Never raises: a sandbox that has ended needs neither."""
+        with contextlib.suppress(OSError):
+            messages.send(self.lifeline, order.to_message())
+
+    def signal(self, number: int) -> None:
+        """``number`` to the kernel's process group."""
+        self.send(Signal(number))
+
+    def kill(self) -> None:
+        """End the sandbox now."""
+        self.send(Kill())
+
+    def kill_supervisor(self) -> None:
+        """When the supervisor does not answer a kill: SIGKILL to it; the sandbox dies with it."""
+        if self._supervisor_pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._supervisor_pidfd, signal.SIGKILL)
+
+    def wait(self, *, until_started: bool = False, timeout: float | None = None) -> bool:
+        """Block until the kernel has ended (or has started); false at the timeout (seconds)."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        poller = select.poll()
+        poller.register(self.lifeline, select.POLLIN)
+        while self.exited is None and not (until_started and self.started):
+            left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+            if not poller.poll(left):
+                return False
+            self.take()
+        return True
+
+    def close(self) -> None:
+        """Close the lifeline: if the sandbox still lives, it ends. Idempotent."""
+        self.lifeline.close()
+        if self._supervisor_pidfd >= 0:
+            os.close(self._supervisor_pidfd)
+            self._supervisor_pidfd = -1
+
+
+__all__ = ["Launcher", "Sandbox", "SandboxError", "launcher_command"]

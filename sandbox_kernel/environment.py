@@ -1,0 +1,80 @@
+"""Which environment variables reach a kernel: an allow-list, never a deny-list.
+
+A server's environment holds what no kernel may see: the Hub's API token, cloud keys, database
+passwords. Only the names below, those that the kernelspec sets itself and those that the spec
+names in ``env_pass`` get through; what describes the sandbox is set here. Nothing from the
+client's environment becomes a cap.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from .spec import SandboxSpec
+
+#: Names that carry no secret and change how a program looks, counts or speaks.
+ALLOWED: Final = frozenset(
+    {
+        "COLORTERM", "JPY_SESSION_NAME", "LANG", "LANGUAGE", "NO_COLOR", "TERM", "TZ",
+        "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "MPLBACKEND",
+    }
+)  # fmt: skip
+_ALLOWED_PATTERN: Final = re.compile(r"LC_[A-Z]+")
+
+#: Set by the sandbox itself; neither the kernelspec nor ``env_pass`` can change them.
+RESERVED: Final = frozenset(
+    {
+        "HOME", "IPYTHONDIR", "JPY_INTERRUPT_EVENT", "JPY_PARENT_PID", "JUPYTER_RUNTIME_DIR",
+        "LOGNAME", "SHELL", "TMPDIR", "USER", "XDG_RUNTIME_DIR",
+    }
+)  # fmt: skip
+
+#: What the launcher itself needs. Nothing that steers the dynamic linker or the interpreter.
+_LAUNCHER: Final = ("LANG", "LANGUAGE", "TZ", "HOME", "SANDBOX_KERNEL_CGROUP")
+
+
+def filter_environment(
+    source: Mapping[str, str], spec: SandboxSpec, *, set_by_kernelspec: Iterable[str] = ()
+) -> dict[str, str]:
+    """What of ``source`` reaches the kernel. Called by the client, before anything is sent."""
+    named = {*set_by_kernelspec, *spec.env_pass} - RESERVED
+    return {
+        name: value
+        for name, value in source.items()
+        if name in named or name in ALLOWED or _ALLOWED_PATTERN.fullmatch(name)
+    }
+
+
+def complete_environment(
+    filtered: Mapping[str, str], spec: SandboxSpec, *, user: str, home: str, uid: int
+) -> dict[str, str]:
+    """The kernel's whole environment. Called by the supervisor, in the kernel's own interpreter."""
+    run = f"/run/user/{uid}"
+    path = f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin"
+    environment = {"LANG": "C.UTF-8", "TERM": "xterm-color", "PATH": path, **filtered}
+    environment |= {
+        "HOME": home,
+        "USER": user,
+        "LOGNAME": user,
+        "SHELL": "/bin/bash",
+        "XDG_RUNTIME_DIR": run,
+        "JUPYTER_RUNTIME_DIR": f"{run}/jupyter",
+        "IPYTHONDIR": f"{run}/ipython",
+    }
+    if spec.caps.memory is not None:
+        environment["MEM_LIMIT"] = str(spec.caps.memory)
+    if spec.caps.cpus is not None:
+        environment["CPU_LIMIT"] = f"{spec.caps.cpus:g}"
+    return environment
+
+
+def launcher_environment(source: Mapping[str, str]) -> dict[str, str]:
+    """The launcher's own environment: it outlives a kernel and is copied into each, so it is bare."""
+    kept = {name: source[name] for name in _LAUNCHER if name in source}
+    kept |= {n: v for n, v in source.items() if _ALLOWED_PATTERN.fullmatch(n)}
+    return {"LANG": "C.UTF-8", **kept, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}

@@ -1,0 +1,180 @@
+"""``python -m sandbox_kernel.launch -f FILE``: the same sandbox, in the foreground.
+
+VS Code, nteract, Spyder, Zed and others run a kernelspec's argv themselves and know nothing of
+provisioners. This builds what the provisioner would build, from the same kernelspec, on the
+endpoints of the connection file. There is no way from here to a kernel without walls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+
+from .client import Launcher, Sandbox, launcher_command
+from .errors import ChannelError, SandboxError, SetupError, describe_errno
+from .request import build_request
+from .spec import SandboxSpec, parse_spec
+
+_RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+PROVISIONER = "sandbox-provisioner"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Its exit status is the kernel's, 1 where the sandbox could not be built."""
+    parser = argparse.ArgumentParser(prog="python -m sandbox_kernel.launch", description=__doc__)
+    parser.add_argument("-f", "--connection-file", required=True, help="as written by the front end")
+    parser.add_argument("--name", default="sandboxed-python", help="kernelspec with the caps")
+    options, extra = parser.parse_known_args(arguments)
+    try:
+        return run(options.connection_file, options.name, extra)
+    except SandboxError as error:
+        print(f"sandbox-kernel: {error}", file=sys.stderr)
+        return 1
+
+
+def run(connection_file: str, name: str, arguments: list[str]) -> int:
+    """Build the sandbox and hold it until the kernel ends; the kernel's exit status."""
+    kernelspec = load_kernelspec(name)
+    spec = spec_of(kernelspec)
+    request = build_request(
+        spec,
+        kernel_id=uuid.uuid4().hex,
+        connection=read_connection_file(connection_file),
+        cwd=os.getcwd(),
+        environment={**os.environ, **kernelspec.env},
+        set_by_kernelspec=kernelspec.env,
+        arguments=arguments,
+    )
+    signals = _SignalPipe()
+    parent = _parent_pidfd()
+    sandbox = Sandbox.launch(request, launcher_command(sys.executable), os.environ)
+    try:
+        return _hold(sandbox, signals, parent)
+    finally:
+        sandbox.close()
+        for launcher in Launcher.close_all():
+            launcher.process.wait()
+
+
+def load_kernelspec(name: str) -> KernelSpec:
+    """The kernelspec ``name``, which must be one of this provisioner's.
+
+    Raises:
+        SetupError: there is none, or it is another provisioner's: its caps would be unknown.
+    """
+    try:
+        kernelspec = KernelSpecManager().get_kernel_spec(name)
+    except NoSuchKernel as error:
+        raise SetupError(
+            f"there is no kernelspec named {name!r}",
+            cause="the caps and mounts of the sandbox are read from it",
+            remedy="install sandbox-kernel in an environment that the front end sees",
+        ) from error
+    provisioner = kernelspec.metadata.get("kernel_provisioner", {})
+    if provisioner.get("provisioner_name") != PROVISIONER:
+        raise SetupError(
+            f"the kernelspec {name!r} is not a sandbox",
+            cause=f"its provisioner is {provisioner.get('provisioner_name')!r}",
+            path=kernelspec.resource_dir,
+        )
+    return kernelspec
+
+
+def spec_of(kernelspec: KernelSpec) -> SandboxSpec:
+    """The spec that the kernelspec's config describes, as the provisioner reads it."""
+    return parse_spec(kernelspec.metadata["kernel_provisioner"].get("config", {}))
+
+
+def read_connection_file(path: str) -> dict[str, Any]:
+    """What the front end wrote.
+
+    Raises:
+        ChannelError: it is not there, not readable or not JSON.
+    """
+    try:
+        info = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ChannelError(
+            "the connection file cannot be read",
+            cause=describe_errno(error.errno or 0),
+            path=path,
+        ) from error
+    except ValueError as error:
+        raise ChannelError(
+            "the connection file is not JSON", cause=str(error), path=path
+        ) from error
+    if not isinstance(info, dict):
+        raise ChannelError("the connection file is not an object", path=path)
+    return info
+
+
+class _SignalPipe:
+    """Signals of the front end as bytes on a pipe, to be relayed to the kernel inside."""
+
+    def __init__(self) -> None:
+        self.read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in _RELAYED:
+            signal.signal(number, lambda number, frame: None)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+    def take(self) -> list[int]:
+        with contextlib.suppress(BlockingIOError):
+            return [n for n in os.read(self.read_end, 64) if n in _RELAYED]
+        return []
+
+
+def _parent_pidfd() -> int | None:
+    """Of the front end, if it says that its kernels end with it, as an ipykernel would read it."""
+    text = os.environ.get("JPY_PARENT_PID", "")
+    if not text.isdigit() or int(text) <= 1:
+        return None
+    try:
+        return os.pidfd_open(int(text))
+    except OSError:
+        return None
+
+
+def _hold(sandbox: Sandbox, signals: _SignalPipe, parent: int | None) -> int:
+    poller = select.poll()
+    poller.register(sandbox.fileno(), select.POLLIN)
+    poller.register(signals.read_end, select.POLLIN)
+    if parent is not None:
+        poller.register(parent, select.POLLIN)
+    while sandbox.exited is None:
+        ready = {fd for fd, _ in poller.poll()}
+        if signals.read_end in ready:
+            for number in signals.take():
+                sandbox.signal(number)
+        if parent in ready:
+            sandbox.kill()
+            poller.unregister(parent)
+        if sandbox.fileno() in ready:
+            _tell(sandbox)
+    return sandbox.exited.returncode & 0xFF if sandbox.exited.returncode >= 0 else 1
+
+
+def _tell(sandbox: Sandbox) -> None:
+    """Take what the supervisor says; its notices are for the front end's log."""
+    started_before = sandbox.started is not None
+    sandbox.take()
+    while sandbox.notices:
+        print(sandbox.notices.pop(0), file=sys.stderr)
+    if sandbox.started is not None and not started_before:
+        for warning in sandbox.started.warnings:
+            print(f"sandbox-kernel: {warning}", file=sys.stderr)
+    if sandbox.exited is not None and sandbox.exited.returncode:
+        print(f"sandbox-kernel: {sandbox.exited.reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The launcher: a zygote that has imported what an ipykernel needs and forks one a request.
+
+``python -P -Xfrozen_modules=off -m sandbox_kernel.launcher --socket FD``, started by
+:mod:`.client` with a bare environment. It has one thread, holds no secret and reads no request: it
+receives one end of a lifeline, forks a supervisor onto it and forgets it. It ends when its client
+is gone and its last supervisor has ended; a crash of it costs no running kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .engine import cgroups, messages, process
+from .errors import ProtocolError, SandboxError
+from .protocol import Failed
+
+if TYPE_CHECKING:
+    from .supervisor import Shared
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A supervisor that runs, and the pipe on which it wrote down what it made."""
+
+    pid: int
+    leftovers: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process. Its only output is on standard error, for the server's log."""
+    parser = argparse.ArgumentParser(prog="sandbox_kernel.launcher")
+    parser.add_argument("--socket", type=int, required=True)
+    control = socket.socket(fileno=parser.parse_args(arguments).socket)
+    control.set_inheritable(False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the client
+    return Launcher(control).serve()
+
+
+class Launcher:
+    """One poll loop over the client's socket and SIGCHLD."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.children: dict[int, _Child] = {}
+        self.client_lives = True
+        self.failure: SandboxError | None = None
+        self.wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        try:
+            self.shared = _prepare()
+        except SandboxError as error:
+            self.failure = error  # said to every client that asks; nothing starts
+
+    def serve(self) -> int:
+        """Until the client is gone and every supervisor has ended."""
+        poller = select.poll()
+        poller.register(self.wake_read, select.POLLIN)
+        poller.register(self.control, select.POLLIN)
+        while self.client_lives or self.children:
+            for fd, _ in poller.poll():
+                if fd == self.wake_read:
+                    self._reap()
+                elif not self._from_client():
+                    self.client_lives = False
+                    poller.unregister(self.control)
+                    self.control.close()
+        return 0
+
+    def _from_client(self) -> bool:
+        """One message; false at the end. A malformed one is answered by closing its lifeline."""
+        try:
+            received = messages.receive(self.control)
+        except ProtocolError as error:
+            print(f"sandbox-kernel launcher: {error}", file=sys.stderr)
+            return True
+        except OSError:
+            return False
+        if received is None:
+            return False
+        message, fds = received
+        if message["type"] != "start" or len(fds) != 1:
+            for fd in fds:
+                os.close(fd)
+            return True
+        self._start(fds[0])
+        return True
+
+    def _start(self, lifeline: int) -> None:
+        try:
+            if self.failure is not None:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(lifeline)) as sock:
+                    messages.send(sock, Failed(self.failure).to_message())
+                return
+            read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            pid = process.fork_into(lambda: self._supervise(lifeline, write_end))
+            os.close(write_end)
+            self.children[pid] = _Child(pid, read_end)
+        finally:
+            os.close(lifeline)
+
+    def _supervise(self, lifeline: int, leftovers: int) -> int:
+        """In the fork: nothing of the launcher's but the lifeline and the pipe stays open."""
+        from .supervisor import Leftovers, run
+
+        signal.set_wakeup_fd(-1)
+        process.close_all_but([0, 1, 2, lifeline, leftovers])
+        self.control.detach()
+        self.children.clear()
+        return run(socket.socket(fileno=lifeline), Leftovers(leftovers), self.shared)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_read, 512):
+                pass
+        for child in list(self.children.values()):
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                del self.children[pid]
+                self._clean_up(child, process.ExitStatus.from_wait(status))
+
+    def _clean_up(self, child: _Child, status: process.ExitStatus) -> None:
+        """What the supervisor would have removed itself, had it not been killed."""
+        from .supervisor import Leftovers
+
+        with os.fdopen(child.leftovers, "rb", buffering=0) as pipe:
+            raw = pipe.read(65536) or b""
+        if status.signal is None:
+            return
+        print(
+            f"sandbox-kernel: a supervisor was {status.describe()}; its sandbox ends with it",
+            file=sys.stderr,
+        )
+        for path in Leftovers.parse(raw):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        swept = cgroups.sweep(os.getuid(), self.shared.cgroup_hint)
+        for problem in swept.problems:
+            print(f"sandbox-kernel: {problem}", file=sys.stderr)
+
+
+def _prepare() -> Shared:
+    """Everything that is the same for all kernels: imports, the filter, what is on this host."""
+    from .engine import rootfs, seccomp
+    from .kernel import preload
+    from .supervisor import Shared
+
+    program = seccomp.compile_profile()
+    facts = rootfs.collect_facts()
+    preload()
+    hint = os.environ.get(cgroups.HINT_VARIABLE)
+    cgroups.sweep(os.getuid(), hint)
+    gc.collect()
+    gc.freeze()
+    return Shared(program, facts, hint)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What a client (the provisioner or the foreground command), the launcher and a supervisor say.
+
+Two sockets. On the *launcher's* socket the client says only :class:`Start`, and hands over one end
+of a new packet socket, the *lifeline*. The launcher forks a supervisor and forgets: it never reads
+a request, so no child of it inherits another kernel's key. On the lifeline the client sends one
+:class:`LaunchRequest`; the supervisor answers :class:`Started` or :class:`Failed`, later maybe
+:class:`Notice`, at last :class:`Exited`. The client may send :class:`Signal` and :class:`Kill`.
+The end of the lifeline is the end of the sandbox, whoever closed it and however it died.
+
+Every message is a frozen dataclass with plain fields; :data:`VERSION` is in each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .errors import ProtocolError, SandboxError, from_dict
+from .spec import SandboxSpec, spec_from_dict
+
+VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """Client → launcher, with the supervisor's end of the lifeline."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "start", "version": VERSION}
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Client → supervisor: everything about one sandbox."""
+
+    sandbox_id: str
+    """Letters, digits and ``-``; names the cgroup."""
+    spec: SandboxSpec
+    connection: Mapping[str, Any] = field(repr=False)
+    """The client's connection info: plain JSON types, with the key as text."""
+    cwd: str
+    environment: Mapping[str, str] = field(repr=False)
+    """Already filtered by the client: what is here reaches the kernel."""
+    connection_file: str | None = None
+    """Removed by the supervisor if the client dies without an orderly end."""
+    arguments: tuple[str, ...] = ()
+    """Further command-line arguments of the ipykernel."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "type": "launch",
+            "version": VERSION,
+            "sandbox_id": self.sandbox_id,
+            "spec": self.spec.to_dict(),
+            "connection": dict(self.connection),
+            "cwd": self.cwd,
+            "environment": dict(self.environment),
+            "connection_file": self.connection_file,
+            "arguments": list(self.arguments),
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> LaunchRequest:
+        """Called by the supervisor."""
+        if message.get("type") != "launch" or message.get("version") != VERSION:
+            raise ProtocolError(
+                f"a request of type {message.get('type')!r}, version {message.get('version')!r}",
+                cause=f"this launcher speaks version {VERSION}; two installations are mixed",
+            )
+        return cls(
+            sandbox_id=str(message["sandbox_id"]),
+            spec=spec_from_dict(message["spec"]),
+            connection=message["connection"],
+            cwd=str(message["cwd"]),
+            environment={str(k): str(v) for k, v in message["environment"].items()},
+            connection_file=message["connection_file"],
+            arguments=tuple(str(a) for a in message["arguments"]),
+        )
+
+
+@dataclass(frozen=True)
+class Started:
+    """Supervisor → client, with its own pidfd: the kernel has bound, the proxy is connected."""
+
+    supervisor_pid: int
+    init_pid: int
+    """Host pid of the sandbox's pid 1."""
+    connection: Mapping[str, Any] = field(repr=False)
+    """The connection info with the ports that are really bound."""
+    warnings: tuple[str, ...] = ()
+    landlock_abi: int = 0
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "type": "started",
+            "supervisor_pid": self.supervisor_pid,
+            "init_pid": self.init_pid,
+            "connection": dict(self.connection),
+            "warnings": list(self.warnings),
+            "landlock_abi": self.landlock_abi,
+        }
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Supervisor → client: the sandbox was not built, nothing is left of it."""
+
+    error: SandboxError
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "failed", "error": self.error.to_dict()}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Supervisor → client: a line for the log."""
+
+    text: str
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "notice", "text": self.text}
+
+
+@dataclass(frozen=True)
+class Exited:
+    """Supervisor → client, after the frontend was told: how the kernel ended."""
+
+    returncode: int
+    """As ``subprocess`` has it: the exit status, or minus the signal."""
+    reason: str
+    """One sentence for a person."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "exited", "returncode": self.returncode, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Client → supervisor: a signal for the kernel's process group."""
+
+    number: int
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "signal", "number": self.number}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Client → supervisor: end the sandbox now."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "kill"}
+
+
+FromSupervisor = Started | Failed | Notice | Exited
+FromClient = Signal | Kill
+
+
+def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
+    """Called by the client for each message on the lifeline."""
+    try:
+        match message["type"]:
+            case "started":
+                return Started(
+                    supervisor_pid=int(message["supervisor_pid"]),
+                    init_pid=int(message["init_pid"]),
+                    connection=dict(message["connection"]),
+                    warnings=tuple(str(w) for w in message["warnings"]),
+                    landlock_abi=int(message["landlock_abi"]),
+                )
+            case "failed":
+                return Failed(from_dict(message["error"]))
+            case "notice":
+                return Notice(str(message["text"]))
+            case "exited":
+                return Exited(int(message["returncode"]), str(message["reason"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError("a message of the supervisor is malformed") from error
+    raise ProtocolError(f"the supervisor said {message['type']!r}, which is not in the protocol")
+
+
+def parse_from_client(message: Mapping[str, Any]) -> FromClient:
+    """Called by the supervisor for each message after the request."""
+    try:
+        match message["type"]:
+            case "signal":
+                return Signal(int(message["number"]))
+            case "kill":
+                return Kill()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError("a message of the client is malformed") from error
+    raise ProtocolError(f"the client said {message['type']!r}, which is not in the protocol")

@@ -1,0 +1,277 @@
+"""``sandbox-provisioner``: traits of a kernelspec → a spec → a sandbox. No mechanism of its own.
+
+What jupyter_client does with it: construct → ``pre_launch`` → ``launch_kernel`` → ``post_launch``;
+``poll`` every few seconds; ``send_signal``, ``terminate``, ``kill``, ``wait``, ``cleanup`` in many
+orders, on dead kernels too. One instance survives restarts of its kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import LocalProvisioner
+from traitlets import Any as AnyTrait
+
+from . import rundir
+from .client import Sandbox, launcher_command
+from .errors import ChannelError, KernelStartError, SandboxError, SpecError, describe_errno
+from .protocol import Exited, Notice
+from .request import build_request
+from .spec import KEYS, SandboxSpec, Transport, parse_spec
+
+#: Seconds that a supervisor has to obey a kill before it is killed itself.
+_KILL_TIMEOUT = 5.0
+#: What jupyter_client hands to every provisioner's constructor besides the kernelspec's config.
+_FRAMEWORK = frozenset({"kernel_id", "kernel_spec", "parent", "config", "log"})
+
+
+def _trait(text: str) -> Any:
+    return AnyTrait(default_value=None, allow_none=True, help=text).tag(config=True)
+
+
+class SandboxProvisioner(LocalProvisioner):
+    """Starts each kernel in a rootless container of its own.
+
+    Of :class:`LocalProvisioner` it keeps what concerns the client's side: the connection file, the
+    cache of ports and CurveZMQ's keys. The traits are the keys of :mod:`sandbox_kernel.spec`; their
+    values are checked there, whether they come from the kernelspec or from the server's config.
+    """
+
+    identity = _trait("who the kernel is: 'keep-id', 'root' or 'isolated'")
+    id_range = _trait("subordinate ids mapped besides the kernel's own, through newuidmap")
+    workspace = _trait("the notebook's folder inside: 'rw', 'ro', 'overlay' or 'none'")
+    workspace_path = _trait("host path of the workspace, if not the notebook's folder")
+    mounts = _trait("extra mounts: a list of tables {source, target, mode}")
+    hide = _trait("further paths that stay hidden where the workspace would show them")
+    memory = _trait("memory cap of the kernel, such as '2G'")
+    cpus = _trait("CPU cap of the kernel in cores, such as 1.5")
+    pids = _trait("cap on processes and threads")
+    on_missing_cap = _trait("a cap that cannot be enforced: 'error' (no start) or 'warn'")
+    home_size = _trait("size of the home in memory")
+    tmp_size = _trait("size of /tmp in memory")
+    shm_size = _trait("size of /dev/shm")
+    run_size = _trait("size of /run in memory")
+    overlay_size = _trait("size of what an overlay takes in writes")
+    inodes = _trait("files in each file system in memory")
+    network = _trait("what the kernel reaches: 'none'")
+    env_pass = _trait("names of further environment variables that reach the kernel")
+    hostname = _trait("host name inside")
+    transport = _trait("how clients reach the kernel: 'ipc' or 'tcp'")
+    start_timeout = _trait("seconds within which the kernel must have come up")
+
+    #: Tests put a launcher with an observer in here.
+    _launcher_command: ClassVar[tuple[str, ...] | None] = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        for key in kwargs.keys() - _FRAMEWORK - set(KEYS):
+            # traitlets would only warn, and a limit would silently be gone
+            raise SpecError(key, kwargs[key], "one of the keys " + ", ".join(KEYS))
+        super().__init__(**kwargs)
+        for key, value in self.config.get(type(self).__name__, {}).items():
+            if key not in KEYS:
+                raise SpecError(key, value, "one of the keys " + ", ".join(KEYS))
+        self.spec: SandboxSpec = parse_spec(
+            {key: value for key in KEYS if (value := getattr(self, key)) is not None}
+        )
+        self.sandbox: Sandbox | None = None
+        self.directory: Path | None = None
+        self.exit: Exited | None = None
+        """How the last kernel ended, if one has."""
+        self._arguments: list[str] = []
+
+    # -- life ------------------------------------------------------------------------------------
+
+    @property
+    def has_process(self) -> bool:
+        return self.sandbox is not None
+
+    @property
+    def process(self) -> Sandbox | None:  # type: ignore[override]
+        """Spyder and others read ``process.pid``."""
+        return self.sandbox
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Called before each launch: choose the endpoints, write the connection file.
+
+        Raises:
+            ChannelError: the connection file or the run-time directory cannot be written.
+        """
+        km = self.parent
+        if km is None:
+            raise KernelStartError(
+                "there is no kernel manager", cause="the connection file is written by one"
+            )
+        self._arguments = list(kwargs.get("extra_arguments") or [])
+        if self.spec.transport is Transport.IPC and self.directory is None:
+            self.directory = rundir.make(self.kernel_id)
+            km.transport = "ipc"
+            km.ip = str(self.directory / "k")
+            for number, channel in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1):
+                setattr(km, f"{channel}_port", number)
+        try:
+            return await super().pre_launch(**kwargs)
+        except OSError as error:
+            await self.cleanup()
+            raise ChannelError(
+                "the connection file cannot be written",
+                cause=describe_errno(error.errno or 0),
+                path=str(km.connection_file or error.filename),
+            ) from error
+        except BaseException:
+            await self.cleanup()
+            raise
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Build the sandbox; returns when the kernel has bound and the proxy is connected.
+
+        Raises:
+            SandboxError: a wall, a cap or the kernel did not come up. Nothing is left.
+        """
+        km = self.parent
+        self.cwd = kwargs.get("cwd") or os.getcwd()
+        environment = kwargs.get("env") or {}
+        request = build_request(
+            self.spec,
+            kernel_id=self.kernel_id,
+            connection=dict(self.connection_info),
+            cwd=str(self.cwd),
+            environment=environment,
+            set_by_kernelspec=self.kernel_spec.env,
+            connection_file=km.connection_file,
+            arguments=self._arguments,
+        )
+        command = self._launcher_command or launcher_command(cmd[0])
+        self.exit = None
+        try:
+            self.sandbox = Sandbox.launch(request, command, os.environ)
+            while self.sandbox.started is None:
+                await self._next()
+        except BaseException as error:
+            await self._abandon()
+            if isinstance(error, SandboxError):
+                self.log.error("the sandbox did not start: %s", error)
+            raise
+        for warning in self.sandbox.started.warnings:
+            self.log.warning("%s", warning)
+        self.pid = self.sandbox.pid
+        self.connection_info.update(self._bound_connection())
+        return self.connection_info
+
+    def _bound_connection(self) -> dict[str, Any]:
+        """The ports as they are bound, with the keys in the types that jupyter_client compares."""
+        assert self.sandbox is not None and self.sandbox.started is not None
+        bound = self.sandbox.started.connection
+        return {name: bound[name] for name in bound if name.endswith("_port") or name == "ip"}
+
+    async def _abandon(self) -> None:
+        """A start that failed: no process, no directory, no connection file."""
+        if self.sandbox is not None:
+            self.sandbox.close()
+            self.sandbox = None
+        await self.cleanup()
+        if self.parent is not None:
+            self.parent.cleanup_connection_file()
+
+    async def _next(self) -> None:
+        """Wait until the supervisor says something and take it in."""
+        sandbox = self.sandbox
+        if sandbox is None or sandbox.exited is not None:
+            return
+        await _readable(sandbox.fileno())
+        if self.sandbox is sandbox:
+            self._take(sandbox)
+
+    def _take(self, sandbox: Sandbox) -> None:
+        while (message := sandbox.take()) is not None:
+            if isinstance(message, Notice):
+                self.log.info("kernel %s: %s", self.kernel_id, message.text)
+            elif isinstance(message, Exited):
+                self.exit = message
+                self.log.info("kernel %s: %s", self.kernel_id, message.reason)
+
+    async def poll(self) -> int | None:
+        """``None`` while the kernel runs, else its return code; 0 where there is none."""
+        if self.sandbox is None:
+            return 0
+        self._take(self.sandbox)
+        return self.sandbox.returncode
+
+    async def wait(self) -> int | None:
+        """Until the kernel has ended. Afterwards there is no process."""
+        while self.sandbox is not None and self.sandbox.exited is None:
+            await self._next()
+        if self.sandbox is None:
+            return 0
+        code = self.sandbox.returncode
+        self.sandbox.close()
+        self.sandbox = None
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """To the kernel's process group inside. Does nothing where there is none."""
+        if self.sandbox is not None and signum != 0:
+            self.sandbox.signal(signum)
+
+    async def terminate(self, restart: bool = False) -> None:
+        """SIGTERM to the kernel's process group inside."""
+        if self.sandbox is not None:
+            self.sandbox.signal(signal.SIGTERM)
+
+    async def kill(self, restart: bool = False) -> None:
+        """End the sandbox now; a supervisor that does not obey is killed and it ends with that."""
+        sandbox = self.sandbox
+        if sandbox is None:
+            return
+        sandbox.kill()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ended(sandbox), _KILL_TIMEOUT)
+        if sandbox.exited is None:
+            sandbox.kill_supervisor()
+
+    async def _ended(self, sandbox: Sandbox) -> None:
+        while self.sandbox is sandbox and sandbox.exited is None:
+            await self._next()
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Called after every shutdown. On a restart the endpoints keep their names."""
+        await super().cleanup(restart=restart)
+        if restart:
+            return
+        self.ports_cached = False
+        if self.sandbox is not None:
+            self.sandbox.close()
+            self.sandbox = None
+        if self.directory is not None:
+            rundir.remove(self.directory)
+            self.directory = None
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """For persistence; a sandbox ends with its server, so there is nothing to come back to."""
+        return await super().get_provisioner_info()
+
+
+async def _readable(fd: int) -> None:
+    """Wait until ``fd`` is readable, in whichever loop runs.
+
+    On a duplicate: several coroutines may wait at once, and a loop knows one reader a descriptor.
+    """
+    loop = asyncio.get_running_loop()
+    duplicate = os.dup(fd)
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(duplicate, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(duplicate)
+        os.close(duplicate)

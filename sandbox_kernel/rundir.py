@@ -1,0 +1,127 @@
+"""The run-time directory of one kernel: where its sockets lie, for nobody but the user.
+
+``<base>/sandbox-kernel/<kernel>.<pid>.<start>``, mode 0700. ``pid`` and ``start`` (clock ticks
+after boot) are those of the server that made it, so that a directory whose server was killed is
+known as such and removed by the next one. It keeps its name over restarts of the kernel, because
+clients keep the endpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from .errors import ChannelError, describe_errno
+
+#: ``sizeof(sockaddr_un.sun_path)`` less the final NUL.
+SOCKET_PATH_MAXIMUM: Final = 107
+_LONGEST_NAME: Final = len("/sandbox-kernel/") + 12 + 1 + 7 + 1 + 12 + len("/k-5")
+_NAME: Final = re.compile(r"[0-9A-Za-z-]{1,12}\.([0-9]+)\.([0-9]+)")
+
+
+def make(kernel_id: str, *, environment: dict[str, str] | None = None) -> Path:
+    """A new directory for the kernel ``kernel_id``; what dead servers left is swept on the way.
+
+    Raises:
+        ChannelError: no base directory is ours alone, writable and short enough.
+    """
+    parent = _parent(dict(os.environ) if environment is None else environment)
+    sweep(parent)
+    short = re.sub(r"[^0-9A-Za-z]", "", kernel_id)[:12] or "kernel"
+    path = parent / f"{short}.{os.getpid()}.{_start_time(os.getpid())}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ChannelError(
+            "the run-time directory could not be made",
+            cause=describe_errno(error.errno or 0),
+            path=str(path),
+        ) from error
+    _check(path)
+    return path
+
+
+def remove(path: Path) -> None:
+    """Remove the directory and the sockets in it. Never raises: it may be gone already."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path):
+            if entry.name.startswith("k-"):
+                os.unlink(entry.path)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()  # succeeds for the last kernel only
+
+
+def sweep(parent: Path) -> None:
+    """Remove what servers left that do not live any more."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(parent)):
+            match = _NAME.fullmatch(entry.name)
+            if match and _start_time(int(match[1])) != match[2] and entry.is_dir(follow_symlinks=False):
+                remove(Path(entry.path))
+        _check(parent)
+
+
+def _parent(environment: dict[str, str]) -> Path:
+    tried = []
+    for base in _bases(environment):
+        if len(os.fsencode(base)) + _LONGEST_NAME > SOCKET_PATH_MAXIMUM:
+            tried.append(f"{base} is too long for a unix socket")
+            continue
+        path = Path(base) / "sandbox-kernel"
+        if base == "/tmp":
+            path = Path(f"/tmp/sandbox-kernel-{os.getuid()}")
+        try:
+            path.mkdir(mode=0o700, exist_ok=True, parents=base != "/tmp")
+            _check(path)
+        except (OSError, ChannelError) as error:
+            tried.append(str(error))
+            continue
+        return path
+    raise ChannelError("no run-time directory is usable", cause="; ".join(tried))
+
+
+def _bases(environment: dict[str, str]) -> list[str]:
+    """Where to look, in this order; /tmp is the last resort and its directory is checked."""
+    bases = [environment.get("XDG_RUNTIME_DIR", ""), environment.get("JUPYTER_RUNTIME_DIR", "")]
+    home = environment.get("HOME", "")
+    if home.startswith("/"):
+        bases.append(f"{home}/.local/share/jupyter/runtime")
+    usable = [base for base in bases if base.startswith("/") and _is_usable_base(base)]
+    return [*dict.fromkeys(usable), "/tmp"]
+
+
+def _is_usable_base(base: str) -> bool:
+    """Exists and is the user's, or its parent home does and it can be made."""
+    try:
+        found = os.stat(base)
+    except OSError:
+        return base.endswith("/jupyter/runtime") and os.access(base.split("/.local")[0], os.W_OK)
+    return found.st_uid == os.getuid() and os.access(base, os.W_OK | os.X_OK)
+
+
+def _check(path: Path) -> None:
+    """It must be a directory, ours, and closed to everybody else: in /tmp anybody can make one."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ChannelError(
+            f"{path} is not a directory of uid {os.getuid()}",
+            cause=f"its owner is uid {found.st_uid} and its mode {found.st_mode:o}",
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        os.chmod(path, 0o700)
+
+
+def _start_time(pid: int) -> str | None:
+    """Clock ticks after boot at which ``pid`` started, as text; ``None`` if it does not live."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

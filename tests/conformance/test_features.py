@@ -1,0 +1,435 @@
+"""What notebooks take for granted of an ordinary kernel, one thing a test."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import AsyncKernelManager, KernelManager
+
+from ._wire import TIMEOUT, ZmqWire, parent_of, type_of
+from .conftest import REFERENCE, RunningKernel, connect, running_kernel
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def value_of(wire: ZmqWire, expression: str) -> str:
+    """The ``text/plain`` of an expression in the kernel."""
+    (shown,) = wire.execute(expression).ok().of_type("execute_result")
+    return str(shown["content"]["data"]["text/plain"])
+
+
+# -- what the kernel says of itself -----------------------------------------------------------
+
+
+def test_kernel_info_is_that_of_python3(
+    start_kernel: Callable[[str], RunningKernel], kernel_name: str
+) -> None:
+    infos = []
+    for name in (kernel_name, REFERENCE):
+        wire = start_kernel(name).wire
+        for channel in ("shell", "control"):
+            info = wire.request(channel, "kernel_info_request")["content"]
+            info["banner"] = re.sub(r"^Tip: .*$", "Tip: …", info["banner"], flags=re.DOTALL | re.M)
+            infos.append(info)
+    assert {"debugger", "kernel subshells"} <= set(infos[0]["supported_features"])
+    assert all(info == infos[-1] for info in infos), infos
+
+
+def test_history_of_a_range(start_kernel: Callable[[str], RunningKernel], kernel_name: str) -> None:
+    wire = start_kernel(kernel_name).wire
+    for code in ("one = 1", "two = 2", "three = 3"):
+        wire.execute(code).ok()
+    asked = {"hist_access_type": "range", "session": 0, "start": 2, "stop": 4}
+    options = {"output": False, "raw": True}
+    reply = wire.request("shell", "history_request", asked | options)
+    assert reply["content"]["history"] == [[0, 2, "two = 2"], [0, 3, "three = 3"]]
+
+
+def test_heartbeat(kernel: RunningKernel) -> None:
+    """A ping comes back as it went."""
+    socket = kernel.km.connect_hb()
+    try:
+        socket.send(b"ping")
+        assert socket.poll(TIMEOUT * 1000)
+        assert socket.recv() == b"ping"
+    finally:
+        socket.close(linger=0)
+
+
+# -- questions --------------------------------------------------------------------------------
+
+
+def test_input(wire: ZmqWire) -> None:
+    execution = wire.execute("print(input('first? ') + input('second? '))", ["a", "b"]).ok()
+    assert execution.text() == "ab\n"
+    assert [m["content"]["prompt"] for m in execution.input_requests] == ["first? ", "second? "]
+    assert not any(m["content"]["password"] for m in execution.input_requests)
+
+
+def test_getpass(wire: ZmqWire) -> None:
+    code = "import getpass; print(len(getpass.getpass('secret? ')))"
+    execution = wire.execute(code, ["åß∂"]).ok()
+    assert execution.text() == "3\n"
+    (question,) = execution.input_requests
+    assert question["content"] == {"prompt": "secret? ", "password": True}
+
+
+def test_input_where_nobody_can_answer(wire: ZmqWire) -> None:
+    assert wire.execute("input()").content["ename"] == "StdinNotImplementedError"
+
+
+def test_interrupt_of_a_question(kernel: RunningKernel, wire: ZmqWire) -> None:
+    asking = wire.start("input('well? ')", allow_stdin=True)
+    wire.wait_for(lambda channel, _: channel == "stdin", "question")
+    kernel.km.interrupt_kernel()
+    assert wire.finish(asking).content["ename"] == "KeyboardInterrupt"
+    assert wire.execute("print(input())", ["again"]).ok().text() == "again\n"
+
+
+# -- output -----------------------------------------------------------------------------------
+
+
+def test_display_is_updated(wire: ZmqWire) -> None:
+    code = "handle = display('before', display_id=True); handle.update('after')"
+    first, second = wire.execute(code).ok().of_type("display_data", "update_display_data")
+    assert [type_of(first), type_of(second)] == ["display_data", "update_display_data"]
+    assert first["content"]["data"]["text/plain"] == "'before'"
+    assert second["content"]["data"]["text/plain"] == "'after'"
+    assert first["content"]["transient"] == second["content"]["transient"] != {}
+
+
+@pytest.mark.parametrize("magic", ["", "%matplotlib inline\n"], ids=["default", "magic"])
+def test_figure_is_inline(wire: ZmqWire, magic: str) -> None:
+    code = "import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)); plt.plot([1, 2])\nplt.show()"
+    (figure,) = wire.execute(magic + code).ok().of_type("display_data")
+    assert base64.b64decode(figure["content"]["data"]["image/png"]).startswith(PNG)
+
+
+def test_output_of_c_code_and_children_arrives(wire: ZmqWire) -> None:
+    """What is written to descriptor 1 beside Python's own streams."""
+    assert wire.execute("import os; os.system('echo from a child')").ok().text() == "from a child\n"
+
+
+def test_large_output_is_whole(wire: ZmqWire) -> None:
+    text = wire.execute("for n in range(20_000): print(n)").ok().text()
+    assert text == "".join(f"{n}\n" for n in range(20_000))
+
+
+def test_binary_buffers_travel_both_ways(wire: ZmqWire) -> None:
+    """A comm whose messages carry bytes, as those of pictures and arrays do."""
+    code = """
+from comm import create_comm
+comm = create_comm(target_name="test", data={"n": 1}, buffers=[b"\\x00\\xff" * 1000])
+comm.on_msg(lambda msg: print(bytes(msg["buffers"][0]), msg["content"]["data"]))
+"""
+    (opened,) = wire.execute(code).ok().of_type("comm_open")
+    assert [bytes(b) for b in opened["buffers"]] == [b"\x00\xff" * 1000]
+    session = wire.client.session
+    content = {"comm_id": opened["content"]["comm_id"], "data": {"n": 2}}
+    sent = session.send(
+        wire.client.shell_channel.socket, "comm_msg", content, buffers=[b"\x00\x01"]
+    )
+    wire.wait_for_text(sent["header"]["msg_id"], "b'\\x00\\x01' {'n': 2}")
+
+
+def test_browser_moves_a_slider(wire: ZmqWire) -> None:
+    code = """
+import ipywidgets as widgets
+slider = widgets.IntSlider(value=3, max=10)
+slider.observe(lambda change: print("moved to", change.new), names="value")
+display(slider)
+"""
+    execution = wire.execute(code).ok()
+    (view,) = execution.of_type("display_data")
+    model = view["content"]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
+    assert model in [m["content"]["comm_id"] for m in execution.of_type("comm_open")]
+    data = {"method": "update", "state": {"value": 8}, "buffer_paths": []}
+    moved = wire.send("shell", "comm_msg", {"comm_id": model, "data": data})
+    wire.wait_for_text(moved, "moved to 8")
+    assert value_of(wire, "slider.value") == "8"
+    infos = wire.request("shell", "comm_info_request", {"target_name": "jupyter.widget"})
+    assert model in infos["content"]["comms"]
+
+
+# -- programs and processes -------------------------------------------------------------------
+
+
+def test_command(wire: ZmqWire) -> None:
+    assert wire.execute("!echo $((6 * 7))").ok().text().split() == ["42"]
+    assert value_of(wire, "lines = !printf 'a\\nb\\n'\nlines.n") == "'a\\nb'"
+    assert value_of(wire, "!exit 3\n_exit_code") == "3"
+
+
+def test_bash_cell(wire: ZmqWire) -> None:
+    execution = wire.execute("%%bash\necho out; echo err >&2").ok()
+    assert (execution.text(), execution.text("stderr")) == ("out\n", "err\n")
+
+
+def test_bash_cell_that_fails(wire: ZmqWire) -> None:
+    assert wire.execute("%%bash\nexit 3").content["ename"] == "CalledProcessError"
+
+
+def test_interpreter_runs_again(wire: ZmqWire) -> None:
+    """sys.executable is an interpreter with the same packages."""
+    code = """
+import subprocess, sys, numpy
+program = "import sys, numpy; print(sys.prefix, numpy.__file__)"
+found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+found.stdout.split() == [sys.prefix, numpy.__file__]
+"""
+    assert value_of(wire, code) == "True"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(wire: ZmqWire, method: str) -> None:
+    """Workers import a module that lies in the workspace; /dev/shm carries their semaphores."""
+    module = f"squares_{method}"
+    wire.execute(f"%%writefile {module}.py\ndef square(n):\n    return n * n\n").ok()
+    code = f"""
+import multiprocessing, {module}
+context = multiprocessing.get_context("{method}")
+with context.Pool(2) as pool:
+    squares = pool.map({module}.square, range(5))
+squares
+"""
+    assert value_of(wire, code) == "[0, 1, 4, 9, 16]"
+
+
+def test_shared_memory(wire: ZmqWire) -> None:
+    code = """
+from multiprocessing import shared_memory
+block = shared_memory.SharedMemory(create=True, size=10)
+other = shared_memory.SharedMemory(name=block.name)
+block.buf[:3] = b"abc"
+seen = bytes(other.buf[:3])
+other.close(); block.close(); block.unlink()
+seen
+"""
+    assert value_of(wire, code) == "b'abc'"
+
+
+def test_top_level_await(wire: ZmqWire) -> None:
+    assert value_of(wire, "import asyncio\nawait asyncio.sleep(0, 'slept')") == "'slept'"
+
+
+def test_task_goes_on_after_its_cell(wire: ZmqWire) -> None:
+    code = """
+import asyncio
+gone = asyncio.Event()
+async def later():
+    await gone.wait()
+    return "later"
+task = asyncio.create_task(later())
+"""
+    wire.execute(code).ok()
+    assert value_of(wire, "gone.set()\nawait task") == "'later'"
+
+
+def test_loopback_device_works(wire: ZmqWire) -> None:
+    """A server and a client inside one kernel, as dask and others have them."""
+    code = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_connection(server.getsockname()) as client:
+        peer, _ = server.accept()
+        with peer:
+            client.sendall(b"hello")
+            received = peer.recv(5)
+received
+"""
+    assert value_of(wire, code) == "b'hello'"
+
+
+def test_files_in_the_workspace(
+    start_kernel: Callable[[str], RunningKernel], kernel_name: str, tmp_path: Path
+) -> None:
+    """What the kernel writes is on the host, and the other way round."""
+    (tmp_path / "given.txt").write_text("given")
+    wire = start_kernel(kernel_name).wire
+    wire.execute("from pathlib import Path; Path('made.txt').write_text('made')").ok()
+    assert (tmp_path / "made.txt").read_text() == "made"
+    assert value_of(wire, "Path('given.txt').read_text()") == "'given'"
+    assert value_of(wire, "str(Path.cwd())") == repr(str(tmp_path))
+
+
+# -- subshells --------------------------------------------------------------------------------
+
+
+def test_subshell_runs_while_the_main_shell_is_busy(wire: ZmqWire) -> None:
+    """The main shell waits for an event that only the subshell sets."""
+    created = wire.request("control", "create_subshell_request")["content"]
+    subshell = created["subshell_id"]
+    listed = wire.request("control", "list_subshell_request")["content"]["subshell_id"]
+    assert listed == [subshell]
+
+    wire.execute("import threading; event = threading.Event()").ok()
+    waiting = wire.start(f"print('waiting'); event.wait({TIMEOUT})")
+    wire.wait_for_text(waiting, "waiting")
+    wire.finish(wire.start("event.set()", subshell=subshell)).ok()
+    (shown,) = wire.finish(waiting).ok().of_type("execute_result")
+    assert shown["content"]["data"]["text/plain"] == "True"
+
+    wire.request("control", "delete_subshell_request", {"subshell_id": subshell})
+    assert wire.request("control", "list_subshell_request")["content"]["subshell_id"] == []
+
+
+# -- interrupts -------------------------------------------------------------------------------
+
+
+def test_interrupt_of_sleep(kernel: RunningKernel, wire: ZmqWire) -> None:
+    running = wire.start("import time\nprint('asleep')\ntime.sleep(600)")
+    wire.wait_for_text(running, "asleep")
+    kernel.km.interrupt_kernel()
+    assert wire.finish(running).content["ename"] == "KeyboardInterrupt"
+
+
+def test_interrupt_by_message(wire: ZmqWire) -> None:
+    """``interrupt_mode: message``: not with a signal but on the control channel."""
+    running = wire.start("print('running')\nwhile True: pass")
+    wire.wait_for_text(running, "running")
+    assert wire.request("control", "interrupt_request")["content"] == {"status": "ok"}
+    assert wire.finish(running).content["ename"] == "KeyboardInterrupt"
+
+
+def test_interrupt_of_a_command(kernel: RunningKernel, wire: ZmqWire) -> None:
+    """The command ends, and the kernel is free again; no child of the kernel is left."""
+    running = wire.start("!echo asleep; sleep 600")
+    wire.wait_for_text(running, "asleep")
+    kernel.km.interrupt_kernel()
+    execution = wire.finish(running)
+    assert execution.status == "ok", "IPython passes the interrupt on to the command"
+    children = "import psutil; [c.name() for c in psutil.Process().children() if c.name() == 'sleep']"
+    assert value_of(wire, children) == "[]"
+
+
+def test_interrupt_of_a_bash_cell(kernel: RunningKernel, wire: ZmqWire) -> None:
+    running = wire.start("%%bash\necho asleep\nsleep 600")
+    wire.wait_for_text(running, "asleep")
+    kernel.km.interrupt_kernel()
+    wire.finish(running)
+    assert value_of(wire, "1 + 1") == "2"
+
+
+def test_interrupt_aborts_the_queue(kernel: RunningKernel, wire: ZmqWire) -> None:
+    """Cells that wait behind an interrupted one are not executed."""
+    running = wire.start("print('running')\nwhile True: pass")
+    wire.wait_for_text(running, "running")
+    queued = wire.start("ran = True")
+    kernel.km.interrupt_kernel()
+    assert wire.finish(running).content["ename"] == "KeyboardInterrupt"
+    assert wire.reply_to(queued)["content"]["status"] == "aborted"
+
+
+# -- life cycle -------------------------------------------------------------------------------
+
+
+def test_restart_and_shutdown(kernel_name: str, tmp_path: Path) -> None:
+    with running_kernel(kernel_name, tmp_path) as running:
+        running.wire.execute("kept = 1").ok()
+        running.km.restart_kernel()
+        wire = connect(running.km)
+        try:
+            assert wire.execute("kept").content["ename"] == "NameError"
+            assert value_of(wire, "import os; os.getcwd()") == repr(str(tmp_path))
+        finally:
+            wire.close()
+
+
+def test_restart_now_of_a_busy_kernel(kernel_name: str, tmp_path: Path) -> None:
+    with running_kernel(kernel_name, tmp_path) as running:
+        busy = running.wire.start("print('running')\nwhile True: pass")
+        running.wire.wait_for_text(busy, "running")
+        running.km.restart_kernel(now=True)
+        wire = connect(running.km)
+        try:
+            assert value_of(wire, "1 + 1") == "2"
+        finally:
+            wire.close()
+
+
+def test_kernel_quits_by_itself(kernel_name: str, tmp_path: Path) -> None:
+    """``quit`` in a cell ends the kernel in order, and the manager learns of it."""
+    with running_kernel(kernel_name, tmp_path) as running:
+        running.wire.execute("quit").ok()
+        running.wire.wait_for(
+            lambda _, m: type_of(m) == "shutdown_reply" or _is_over(running.km), "the end"
+        )
+
+
+def _is_over(km: KernelManager) -> bool:
+    return not km.is_alive()
+
+
+def test_two_managers_at_once(kernel_name: str, tmp_path: Path) -> None:
+    with (
+        running_kernel(kernel_name, tmp_path) as first,
+        running_kernel(kernel_name, tmp_path) as second,
+    ):
+        first.wire.execute("mine = 1").ok()
+        assert value_of(second.wire, "'mine' in globals()") == "False"
+
+
+def test_second_client_sees_what_the_first_one_does(kernel: RunningKernel, wire: ZmqWire) -> None:
+    other = ZmqWire.open(kernel.km.connection_file)
+    try:
+        running = wire.start("print('to all')")
+        other.wait_for_text(running, "to all")
+        wire.finish(running).ok()
+    finally:
+        other.close()
+
+
+def test_answer_to_one_client_does_not_go_to_the_other(
+    kernel: RunningKernel, wire: ZmqWire
+) -> None:
+    """Both ask at once: replies and questions find the way home."""
+    other = ZmqWire.open(kernel.km.connection_file)
+    try:
+        mine = wire.start("print(input('one? '))", allow_stdin=True)
+        theirs = other.start("print(input('two? '))", allow_stdin=True)
+        assert wire.finish(mine, ["1"]).ok().text() == "1\n"
+        execution = other.finish(theirs, ["2"]).ok()
+        assert execution.text() == "2\n"
+        assert [m["content"]["prompt"] for m in execution.input_requests] == ["two? "]
+        assert not [m for _, m in wire.backlog if type_of(m).endswith("_reply")]
+    finally:
+        other.close()
+
+
+def test_async_manager(kernel_name: str, tmp_path: Path) -> None:
+    """What nbclient and jupyter_server use: start, execute, restart, shutdown, all awaited."""
+    asyncio.run(_drive_async_manager(kernel_name, tmp_path))
+
+
+async def _drive_async_manager(kernel_name: str, workspace: Path) -> None:
+    km = AsyncKernelManager(kernel_name=kernel_name)
+    await km.start_kernel(cwd=str(workspace))
+    try:
+        client = km.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=TIMEOUT)
+            assert await _evaluate(client, "6 * 7") == "42"
+            await km.restart_kernel()
+            await client.wait_for_ready(timeout=TIMEOUT)
+            assert await _evaluate(client, "len(In)") == "2"
+        finally:
+            client.stop_channels()
+        assert await km.is_alive()
+    finally:
+        await km.shutdown_kernel()
+    assert not await km.is_alive()
+    assert not Path(km.connection_file).exists()
+
+
+async def _evaluate(client: Any, expression: str) -> str:
+    reply = await client.execute(
+        "", user_expressions={"asked": expression}, reply=True, timeout=TIMEOUT
+    )
+    return str(reply["content"]["user_expressions"]["asked"]["data"]["text/plain"])
