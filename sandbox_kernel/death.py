@@ -94,9 +94,7 @@ def _out_of_memory(
         text = f"the kernel reached its memory cap of {human_size(caps.memory)}{peak}"
     else:
         text = f"the machine ran out of memory{peak}"
-    return Death(
-        Cause.MEMORY, f"{text}; use less data at once or ask for a larger cap", code
-    )
+    return Death(Cause.MEMORY, f"{text}; use less data at once or ask for a larger cap", code)
 
 
 def human_size(size: int) -> str:

@@ -74,7 +74,7 @@ def complete_environment(
 
 
 def launcher_environment(source: Mapping[str, str]) -> dict[str, str]:
-    """The launcher's own environment: it outlives a kernel and is copied into each, so it is bare."""
+    """The launcher's own environment: bare, since every kernel is forked with a copy."""
     kept = {name: source[name] for name in _LAUNCHER if name in source}
     kept |= {n: v for n, v in source.items() if _ALLOWED_PATTERN.fullmatch(n)}
     return {"LANG": "C.UTF-8", **kept, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}

@@ -73,11 +73,11 @@ def run_kernel(endpoints: KernelEndpoints, bound: int, arguments: Sequence[str] 
     """
     from ipykernel.kernelapp import IPKernelApp
 
-    class SandboxedKernelApp(IPKernelApp):  # type: ignore[misc]
+    class SandboxedKernelApp(IPKernelApp):
         """An ipykernel that says when it has bound."""
 
         def init_heartbeat(self) -> None:
-            super().init_heartbeat()
+            super().init_heartbeat()  # type: ignore[no-untyped-call]
             os.write(bound, b"1")
             os.close(bound)
 
@@ -86,8 +86,8 @@ def run_kernel(endpoints: KernelEndpoints, bound: int, arguments: Sequence[str] 
     status = 0
     try:
         app = SandboxedKernelApp.instance()
-        app.initialize(["-f", path, *arguments])
-        app.start()
+        app.initialize(["-f", path, *arguments])  # type: ignore[no-untyped-call]
+        app.start()  # type: ignore[no-untyped-call]
     except SystemExit as leaving:
         status = _exit_status(leaving)
     finally:

@@ -32,7 +32,7 @@ PROVISIONER = "sandbox-provisioner"
 def main(arguments: list[str] | None = None) -> int:
     """The command. Its exit status is the kernel's, 1 where the sandbox could not be built."""
     parser = argparse.ArgumentParser(prog="python -m sandbox_kernel.launch", description=__doc__)
-    parser.add_argument("-f", "--connection-file", required=True, help="as written by the front end")
+    parser.add_argument("-f", "--connection-file", required=True, help="of the front end")
     parser.add_argument("--name", default="sandboxed-python", help="kernelspec with the caps")
     options, extra = parser.parse_known_args(arguments)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jupyter_client.connect import KernelConnectionInfo
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Any as AnyTrait
 
 from . import rundir
@@ -133,7 +133,7 @@ class SandboxProvisioner(LocalProvisioner):
         Raises:
             SandboxError: a wall, a cap or the kernel did not come up. Nothing is left.
         """
-        km = self.parent
+        km: Any = self.parent
         self.cwd = kwargs.get("cwd") or os.getcwd()
         environment = kwargs.get("env") or {}
         request = build_request(
@@ -160,13 +160,13 @@ class SandboxProvisioner(LocalProvisioner):
         for warning in self.sandbox.started.warnings:
             self.log.warning("%s", warning)
         self.pid = self.sandbox.pid
-        self.connection_info.update(self._bound_connection())
+        self.connection_info.update(self._bound_connection())  # type: ignore[typeddict-item]
         return self.connection_info
 
     def _bound_connection(self) -> dict[str, Any]:
         """The ports as they are bound, with the keys in the types that jupyter_client compares."""
-        assert self.sandbox is not None and self.sandbox.started is not None
-        bound = self.sandbox.started.connection
+        started = self.sandbox.started if self.sandbox else None
+        bound = started.connection if started else {}
         return {name: bound[name] for name in bound if name.endswith("_port") or name == "ip"}
 
     async def _abandon(self) -> None:

@@ -62,7 +62,9 @@ def sweep(parent: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(parent)):
             match = _NAME.fullmatch(entry.name)
-            if match and _start_time(int(match[1])) != match[2] and entry.is_dir(follow_symlinks=False):
+            if match is None or not entry.is_dir(follow_symlinks=False):
+                continue
+            if _start_time(int(match[1])) != match[2]:
                 remove(Path(entry.path))
         _check(parent)
 

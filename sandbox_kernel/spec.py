@@ -277,7 +277,7 @@ def _pattern(pattern: re.Pattern[str], allowed: str) -> Callable[[str, object], 
 def _path(key: str, value: object) -> str:
     """An absolute path without ``..``; ``~`` is the user's home, and one slash never two."""
     allowed = "an absolute path without '..' or control characters"
-    if not isinstance(value, str) or not value.startswith(("/", "~/")) and value != "~":
+    if not isinstance(value, str) or (not value.startswith(("/", "~/")) and value != "~"):
         raise SpecError(key, value, allowed)
     if any(ord(c) < 32 or ord(c) == 127 for c in value) or len(value) > 4000:
         raise SpecError(key, value, allowed)
@@ -289,7 +289,9 @@ def _path(key: str, value: object) -> str:
     return "/" + path.lstrip("/")
 
 
-def _list_of(parse_item: Callable[[str, object], Any], allowed: str) -> Callable[[str, object], Any]:
+def _list_of(
+    parse_item: Callable[[str, object], Any], allowed: str
+) -> Callable[[str, object], Any]:
     def parse(key: str, value: object) -> tuple[Any, ...]:
         if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple)):
             raise SpecError(key, value, allowed)
@@ -302,7 +304,8 @@ def _mount(key: str, value: object) -> Mount:
     if isinstance(value, Mount):
         return value
     allowed = "a table {source, target, mode}, mode one of 'ro', 'rw', 'overlay'"
-    if not isinstance(value, Mapping) or not {"source"} <= set(value) <= {"source", "target", "mode"}:
+    keys = set(value) if isinstance(value, Mapping) else set()
+    if not isinstance(value, Mapping) or not {"source"} <= keys <= {"source", "target", "mode"}:
         raise SpecError(key, value, allowed)
     source = _path(f"{key}.source", value["source"])
     target = _path(f"{key}.target", value.get("target", source))
@@ -326,7 +329,9 @@ def check_workspace(path: str) -> str:
     """The workspace path if it may be one, else :class:`SpecError`: never ``/``, ``/etc`` …"""
     if _covers_system(path):
         raise SpecError(
-            "workspace_path", path, f"a folder that is not / and not within {', '.join(SYSTEM_TARGETS)}"
+            "workspace_path",
+            path,
+            f"a folder that is not / and not within {', '.join(SYSTEM_TARGETS)}",
         )
     return path
 

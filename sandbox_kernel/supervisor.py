@@ -20,7 +20,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
 from typing import Any, Final
 
 import zmq
@@ -193,10 +192,10 @@ def _build(
     os.close(bound_write)
     console.close_write_end()
     reached(Step.LOCK_DOWN)
-    _lock_down(shared.filter, front_ends, lifeline)
+    _lock_down(shared.filter)
     box.go()
     proxy = Proxy(
-        front_ends, backend=_backend(front_ends.info, endpoints), limits=MessageLimits(),
+        front_ends, backend=_backend(endpoints), limits=MessageLimits(),
         log=lambda text: _notice(lifeline, text),
     )  # fmt: skip
     stack.callback(proxy.close)
@@ -221,9 +220,7 @@ def _working_directory(request: LaunchRequest) -> str:
     return path
 
 
-def _listen(
-    stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers
-) -> FrontEnds:
+def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:
     info = ConnectionInfo.from_dict(request.connection)
     if info.transport == Transport.IPC.value:
         for path in info.socket_paths():
@@ -268,14 +265,12 @@ def _endpoints(link: Link, info: ConnectionInfo) -> KernelEndpoints:
     )
 
 
-def _backend(info: ConnectionInfo, endpoints: KernelEndpoints) -> ConnectionInfo:
+def _backend(endpoints: KernelEndpoints) -> ConnectionInfo:
     """The kernel's own endpoints as the proxy sees them: tcp over the link, without Curve."""
-    return ConnectionInfo.from_dict(
-        endpoints.to_connection_file() | {"key": info.key, "signature_scheme": info.signature_scheme}
-    )
+    return ConnectionInfo.from_dict(endpoints.to_connection_file())
 
 
-def _lock_down(program: bytes, front_ends: FrontEnds, lifeline: socket.socket) -> None:
+def _lock_down(program: bytes) -> None:
     """From here on the supervisor is what a hostile kernel attacks."""
     capabilities.drop_all(keep=[CapabilityBit.KILL])
     seccomp.load(program)
@@ -292,7 +287,7 @@ def _notice(lifeline: socket.socket, text: str) -> None:
 
 
 class Supervisor:
-    """One running sandbox: one poll loop over the client, the init, the console and the channels."""
+    """One running sandbox: one poll loop over client, init, console and channels."""
 
     def __init__(
         self,
@@ -339,7 +334,7 @@ class Supervisor:
         while self.state is not State.ENDING:
             timeout = None
             if self.state is State.STARTING:
-                timeout = max(self.deadline - time.monotonic(), 0) * 1000
+                timeout = int(max(self.deadline - time.monotonic(), 0) * 1000)
             events = dict(self.poller.poll(timeout))
             if not events and self.state is State.STARTING:
                 raise self._did_not_start(

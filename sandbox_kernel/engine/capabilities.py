@@ -121,15 +121,11 @@ def observe_privileges(status: Path = Path("/proc/self/status")) -> ObservedPriv
         PrivilegeError: the file cannot be read or lacks a line; then nothing was proven.
     """
     try:
-        lines = dict(
-            line.split(":", 1) for line in status.read_text().splitlines() if ":" in line
-        )
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
         union = 0
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             union |= int(lines[name], 16)
-        return ObservedPrivileges(
-            union, lines["NoNewPrivs"].strip() == "1", int(lines["Seccomp"])
-        )
+        return ObservedPrivileges(union, lines["NoNewPrivs"].strip() == "1", int(lines["Seccomp"]))
     except (OSError, KeyError, ValueError) as error:
         raise PrivilegeError(
             "what this process may do could not be read", cause=str(error), path=str(status)

@@ -48,9 +48,7 @@ def enter_boundary(ids: IdPlan) -> None:
     namespaces.unshare_gateway()
 
 
-def _map_when_told(
-    channel: socket.socket, other_end: socket.socket, ids: IdPlan, pid: int
-) -> int:
+def _map_when_told(channel: socket.socket, other_end: socket.socket, ids: IdPlan, pid: int) -> int:
     """The mapper: stays in the user namespace of the host, writes the maps, says so, ends."""
     other_end.close()
     if messages.receive(channel) is None:

@@ -23,7 +23,7 @@ from ..spec import Identity
 #: The id inside that an isolated kernel has.
 ISOLATED_ID: Final = 1000
 
-_HELPER_REMEDY: Final = "as root: apt-get install uidmap (Debian, Ubuntu) or dnf install shadow-utils"
+_HELPER_REMEDY: Final = "as root: apt-get install uidmap, or dnf install shadow-utils"
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ def subordinate_ranges(path: Path, user: str, uid: int) -> tuple[SubordinateRang
     ranges = []
     for line in text.splitlines():
         fields = line.strip().split(":")
-        if len(fields) == 3 and fields[0] in (user, str(uid)):
-            if fields[1].isdigit() and fields[2].isdigit() and int(fields[2]) > 0:
-                ranges.append(SubordinateRange(int(fields[1]), int(fields[2])))
+        if len(fields) != 3 or fields[0] not in (user, str(uid)):
+            continue
+        if fields[1].isdecimal() and fields[2].isdecimal() and int(fields[2]) > 0:
+            ranges.append(SubordinateRange(int(fields[1]), int(fields[2])))
     return tuple(ranges)
 
 
@@ -111,8 +112,8 @@ def plan(
         IdMapError: the identity needs subordinate ids and there are none, or too few.
     """
     privileged = uid == 0
-    own_inside = {Identity.KEEP_ID: uid, Identity.ROOT: 0, Identity.ISOLATED: ISOLATED_ID}[identity]
-    group_inside = {Identity.KEEP_ID: gid, Identity.ROOT: 0, Identity.ISOLATED: ISOLATED_ID}[identity]
+    fixed = {Identity.ROOT: 0, Identity.ISOLATED: ISOLATED_ID}
+    own_inside, group_inside = fixed.get(identity, uid), fixed.get(identity, gid)
     subordinate_self = identity is Identity.ISOLATED or privileged
     needed = id_range + (1 if subordinate_self else 0)
     maps = []
@@ -158,7 +159,7 @@ def _spare_ids(
 
 
 def _map(inside: int, own: int, spare: list[int]) -> tuple[IdMapping, ...]:
-    """``own`` at ``inside``, the spare host ids at 0, 1, 2 … around it, as few lines as possible."""
+    """``own`` at ``inside``, the spare host ids at 0, 1, 2 … around it, in few lines."""
     pairs = [(inside, own)]
     next_inside = 0
     for host in spare:

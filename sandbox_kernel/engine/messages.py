@@ -37,7 +37,7 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
     if len(raw) > MESSAGE_MAXIMUM:
         raise ProtocolError(
             f"a message of type {message.get('type')!r} has {len(raw)} bytes",
-            cause=f"at most {MESSAGE_MAXIMUM} can be sent; the environment or the spec is too large",
+            cause=f"{MESSAGE_MAXIMUM} can be sent; the environment or the spec is too large",
         )
     socket.send_fds(sock, [raw], list(fds), socket.MSG_NOSIGNAL)
 

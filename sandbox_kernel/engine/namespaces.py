@@ -134,7 +134,7 @@ def diagnose(flags: CloneFlag, number: int, sysctl: Path = _SYSCTL) -> tuple[str
                 "as root: sysctl -w kernel.unprivileged_userns_clone=1",
             )
         if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
-            return f"{base}: this runs inside a container, whose seccomp profile may forbid it", None
+            return f"{base}: inside a container, whose seccomp profile may forbid it", None
     restrict = sysctl / "kernel/apparmor_restrict_unprivileged_userns"
     if number in (errno.EPERM, errno.EACCES) and _read(restrict) == "1":
         return (

@@ -45,7 +45,8 @@ def make_veth(link: Link, peer_netns: int) -> None:
     """Called in the gateway's namespace: both ends, the gateway's up and with its address.
 
     The sandbox's end stays down until :func:`configure_inside`: a peer that is to be up while the
-    pair is still being made is refused with ENOTCONN. ``peer_netns`` is a descriptor of the sandbox's net namespace.
+    pair is still being made is refused with ENOTCONN. ``peer_netns`` is a descriptor of
+    the sandbox's net namespace.
 
     Raises:
         NetworkError: the kernel refused one of the two requests.

@@ -238,9 +238,7 @@ def _fall_backs() -> str:
 
 
 ffibuilder = FFI()
-ffibuilder.cdef(
-    "\n".join(f"#define {name} ..." for name, _ in CONSTANTS) + "\n" + _CDEF_FUNCTIONS
-)
+ffibuilder.cdef("\n".join(f"#define {name} ..." for name, _ in CONSTANTS) + "\n" + _CDEF_FUNCTIONS)
 ffibuilder.set_source(
     "sandbox_kernel.syscalls._lib",
     "\n".join((_SOURCE_HEAD, _fall_backs(), _SOURCE_FUNCTIONS)),

@@ -106,7 +106,9 @@ def move_mount(from_fd: int, to_dirfd: int, to_path: str = "") -> None:
 
     With an empty ``to_path`` the target is ``to_dirfd`` itself: no path is looked up at all.
     """
-    flags = MoveMountFlag.F_EMPTY_PATH | (MoveMountFlag(0) if to_path else MoveMountFlag.T_EMPTY_PATH)
+    flags = MoveMountFlag.F_EMPTY_PATH
+    if not to_path:
+        flags |= MoveMountFlag.T_EMPTY_PATH
     if lib.sk_move_mount(from_fd, b"", to_dirfd, os.fsencode(to_path), int(flags)) < 0:
         fail("move_mount", to_path or f"descriptor {to_dirfd}")
 
@@ -159,7 +161,7 @@ def landlock_abi() -> int:
 
 
 def landlock_create_ruleset(*, fs: int, net: int = 0, scoped: int = 0, abi: int) -> int:
-    """``landlock_create_ruleset(2)``: a descriptor. ``abi`` says how much of the structure is known."""
+    """``landlock_create_ruleset(2)``: a descriptor. ``abi`` says how much of it is known."""
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     fd = lib.sk_landlock_create_ruleset(fs, net, scoped, size, 0)
     if fd < 0:

@@ -71,7 +71,7 @@ class Run:
     def comparable(self) -> dict[str, Any]:
         """By cell id, what two kernels must agree on; for the cells that are not tagged."""
         cells = [cell for cell in code_cells(self.notebook) if not has_tag(cell, SAW)]
-        return _number_ids(
+        return _name_ids(
             {
                 cell.id: {
                     "execution_count": cell.execution_count,
@@ -127,15 +127,21 @@ def _pixels(png: str) -> dict[str, Any]:
         }
 
 
-def _number_ids(data: dict[str, Any]) -> dict[str, Any]:
-    """Random ids of comms and widgets become numbers, in the order of their appearance."""
-    numbers: dict[str, str] = {}
+def _name_ids(data: dict[str, Any]) -> dict[str, Any]:
+    """The random id of a widget becomes the name of its model; the notebook has one of each.
 
-    def number(match: re.Match[str]) -> str:
-        return numbers.setdefault(match[0], f"id-{len(numbers) + 1}")
+    Front ends that do not keep the widgets' state show only one id, that of the view.
+    """
+    widgets = data["metadata"].get("widgets", {})
+    states = [state for bundle in widgets.values() for state in bundle["state"].items()]
+    names = {comm_id: state["model_name"] for comm_id, state in states}
+    assert len(set(names.values())) == len(names), "two widgets of one kind: name them otherwise"
 
-    numbered: dict[str, Any] = json.loads(re.sub(r"\b[0-9a-f]{32}\b", number, json.dumps(data)))
-    return numbered
+    def name(match: re.Match[str]) -> str:
+        return names.get(match[0], "view")
+
+    named: dict[str, Any] = json.loads(re.sub(r"\b[0-9a-f]{32}\b", name, json.dumps(data)))
+    return named
 
 
 def check_content(run: Run, greeted: str) -> None:

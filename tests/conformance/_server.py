@@ -29,7 +29,7 @@ class JupyterServer:
     ``root`` is its root folder and thereby the working directory of its kernels.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self._addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -52,6 +52,7 @@ class JupyterServer:
             stderr=subprocess.PIPE,
             text=True,
             cwd=root,
+            env=environment,
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()

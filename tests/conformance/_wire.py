@@ -169,7 +169,9 @@ class Wire(ABC):
         )
         self.backlog.append(("iopub", message))
 
-    def finish(self, msg_id: str, answers: Iterable[str] = (), timeout: float = TIMEOUT) -> Execution:
+    def finish(
+        self, msg_id: str, answers: Iterable[str] = (), timeout: float = TIMEOUT
+    ) -> Execution:
         """Wait for reply *and* idle of an execution, and answer its questions in turn."""
         left = list(answers)
         reply: Message | None = None

@@ -31,6 +31,12 @@ def kernel_under_test() -> str:
     return os.environ.get("SANDBOX_KERNEL_TEST_KERNEL", "sandboxed-python")
 
 
+def kernel_environment() -> dict[str, str]:
+    """The environment without what pytest puts into it: ipykernel leaves descriptors 1 and 2
+    alone where it sees that it runs in a test."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+
+
 @dataclass(frozen=True)
 class RunningKernel:
     """A kernel that the test's own process manages, and a client of it."""
@@ -43,7 +49,7 @@ class RunningKernel:
 def running_kernel(name: str, workspace: Path) -> Iterator[RunningKernel]:
     """Start a kernel in ``workspace``; shut it down at the end and check what it left."""
     km = KernelManager(kernel_name=name)
-    km.start_kernel(cwd=str(workspace))
+    km.start_kernel(cwd=str(workspace), env=kernel_environment())
     try:
         wire = connect(km)
         try:

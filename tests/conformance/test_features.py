@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_client.manager import AsyncKernelManager
 
-from ._wire import TIMEOUT, ZmqWire, parent_of, type_of
+from ._wire import TIMEOUT, ZmqWire, type_of
 from .conftest import REFERENCE, RunningKernel, connect, running_kernel
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -106,12 +106,14 @@ def test_display_is_updated(wire: ZmqWire) -> None:
 
 @pytest.mark.parametrize("magic", ["", "%matplotlib inline\n"], ids=["default", "magic"])
 def test_figure_is_inline(wire: ZmqWire, magic: str) -> None:
-    code = "import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)); plt.plot([1, 2])\nplt.show()"
+    code = (
+        "import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)); plt.plot([1, 2])\nplt.show()"
+    )
     (figure,) = wire.execute(magic + code).ok().of_type("display_data")
     assert base64.b64decode(figure["content"]["data"]["image/png"]).startswith(PNG)
 
 
-def test_output_of_c_code_and_children_arrives(wire: ZmqWire) -> None:
+def test_output_of_children_arrives(wire: ZmqWire) -> None:
     """What is written to descriptor 1 beside Python's own streams."""
     assert wire.execute("import os; os.system('echo from a child')").ok().text() == "from a child\n"
 
@@ -304,7 +306,9 @@ def test_interrupt_of_a_command(kernel: RunningKernel, wire: ZmqWire) -> None:
     kernel.km.interrupt_kernel()
     execution = wire.finish(running)
     assert execution.status == "ok", "IPython passes the interrupt on to the command"
-    children = "import psutil; [c.name() for c in psutil.Process().children() if c.name() == 'sleep']"
+    children = (
+        "import psutil; [c.name() for c in psutil.Process().children() if c.name() == 'sleep']"
+    )
     assert value_of(wire, children) == "[]"
 
 
@@ -353,17 +357,11 @@ def test_restart_now_of_a_busy_kernel(kernel_name: str, tmp_path: Path) -> None:
             wire.close()
 
 
-def test_kernel_quits_by_itself(kernel_name: str, tmp_path: Path) -> None:
-    """``quit`` in a cell ends the kernel in order, and the manager learns of it."""
-    with running_kernel(kernel_name, tmp_path) as running:
-        running.wire.execute("quit").ok()
-        running.wire.wait_for(
-            lambda _, m: type_of(m) == "shutdown_reply" or _is_over(running.km), "the end"
-        )
-
-
-def _is_over(km: KernelManager) -> bool:
-    return not km.is_alive()
+def test_quit_asks_the_front_end(wire: ZmqWire) -> None:
+    """``quit`` ends no kernel: it asks the front end, which here says nothing."""
+    (payload,) = wire.execute("quit").ok().content["payload"]
+    assert payload["source"] == "ask_exit"
+    assert value_of(wire, "1 + 1") == "2"
 
 
 def test_two_managers_at_once(kernel_name: str, tmp_path: Path) -> None:
@@ -392,6 +390,8 @@ def test_answer_to_one_client_does_not_go_to_the_other(
     other = ZmqWire.open(kernel.km.connection_file)
     try:
         mine = wire.start("print(input('one? '))", allow_stdin=True)
+        question = wire.wait_for(lambda channel, _: channel == "stdin", "question")
+        wire.backlog.insert(0, question)
         theirs = other.start("print(input('two? '))", allow_stdin=True)
         assert wire.finish(mine, ["1"]).ok().text() == "1\n"
         execution = other.finish(theirs, ["2"]).ok()
@@ -415,10 +415,10 @@ async def _drive_async_manager(kernel_name: str, workspace: Path) -> None:
         client.start_channels()
         try:
             await client.wait_for_ready(timeout=TIMEOUT)
-            assert await _evaluate(client, "6 * 7") == "42"
+            assert await _evaluate(client, "6 * 7", after="kept = 1") == "42"
             await km.restart_kernel()
             await client.wait_for_ready(timeout=TIMEOUT)
-            assert await _evaluate(client, "len(In)") == "2"
+            assert await _evaluate(client, "'kept' in globals()") == "False"
         finally:
             client.stop_channels()
         assert await km.is_alive()
@@ -428,8 +428,33 @@ async def _drive_async_manager(kernel_name: str, workspace: Path) -> None:
     assert not Path(km.connection_file).exists()
 
 
-async def _evaluate(client: Any, expression: str) -> str:
+async def _evaluate(client: Any, expression: str, after: str = "") -> str:
     reply = await client.execute(
-        "", user_expressions={"asked": expression}, reply=True, timeout=TIMEOUT
+        after, user_expressions={"asked": expression}, reply=True, timeout=TIMEOUT
     )
     return str(reply["content"]["user_expressions"]["asked"]["data"]["text/plain"])
+
+
+@pytest.mark.parametrize("death", ["os._exit(1)", "os.kill(os.getpid(), 9)", "os.abort()"])
+def test_manager_learns_of_a_death(kernel_name: str, tmp_path: Path, death: str) -> None:
+    """The wait returns, and a shutdown of what is dead already does not complain."""
+    asyncio.run(_die(kernel_name, tmp_path, death))
+
+
+async def _die(kernel_name: str, workspace: Path, death: str) -> None:
+    km = AsyncKernelManager(kernel_name=kernel_name)
+    await km.start_kernel(cwd=str(workspace))
+    try:
+        client = km.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=TIMEOUT)
+            client.execute(f"import os; {death}")
+            assert km.provisioner is not None
+            assert await asyncio.wait_for(km.provisioner.wait(), TIMEOUT) != 0
+        finally:
+            client.stop_channels()
+        assert not await km.is_alive()
+    finally:
+        await km.shutdown_kernel()
+    assert not Path(km.connection_file).exists()

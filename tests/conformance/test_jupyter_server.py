@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,8 @@ from . import _notebook
 from ._debugging import Findings, debug_cell
 from ._notebook import Run
 from ._server import JupyterServer
-from ._wire import WebsocketWire, type_of
-from .conftest import REFERENCE
+from ._wire import Message, WebsocketWire, type_of
+from .conftest import REFERENCE, kernel_environment
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def server(
     jupyter_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[JupyterServer]:
     """One server for the module. When it has gone, nothing of it or of its kernels is left."""
-    server = JupyterServer(tmp_path_factory.mktemp("root"))
+    server = JupyterServer(tmp_path_factory.mktemp("root"), kernel_environment())
     try:
         yield server
         assert server.kernel_ids() == set(), "a test left a kernel running"
@@ -100,9 +100,7 @@ def test_restart(server: JupyterServer, kernel_name: str) -> None:
     ["import os; os._exit(1)", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"],
     ids=["exit", "killed"],
 )
-def test_kernel_that_dies_comes_back(
-    server: JupyterServer, kernel_name: str, death: str
-) -> None:
+def test_kernel_that_dies_comes_back(server: JupyterServer, kernel_name: str, death: str) -> None:
     with server.kernel(kernel_name) as (kernel_id, wire):
         wire.execute("kept = 1").ok()
         wire.start(death)
@@ -114,8 +112,8 @@ def test_kernel_that_dies_comes_back(
         assert kernel_id in server.kernel_ids()
 
 
-def _says(state: str):  # type: ignore[no-untyped-def]
-    return lambda channel, message: (
+def _says(state: str) -> Callable[[str, Message], bool]:
+    return lambda _, message: (
         type_of(message) == "status" and message["content"]["execution_state"] == state
     )
 
@@ -158,7 +156,7 @@ def test_nothing_outlives_a_server_that_is_terminated(
     jupyter_environment: Path, kernel_name: str, tmp_path: Path
 ) -> None:
     """Two kernels, one of them in an endless loop, when the server is asked to end."""
-    server = JupyterServer(tmp_path)
+    server = JupyterServer(tmp_path, kernel_environment())
     wires: list[WebsocketWire] = []
     try:
         wires += [server.connect(server.start_kernel(kernel_name)) for _ in range(2)]

@@ -13,7 +13,7 @@ from . import _notebook
 from ._debugging import Findings, debug_cell
 from ._notebook import Run
 from ._wire import TIMEOUT, ZmqWire
-from .conftest import REFERENCE
+from .conftest import REFERENCE, kernel_environment
 
 
 async def debug_in_thread(connection_file: str, code: str) -> Findings:
@@ -31,7 +31,6 @@ def debug_as_second_client(connection_file: str, code: str) -> Findings:
         wire.close()
 
 
-
 def execute(kernel_name: str, workspace: Path) -> Run:
     notebook = _notebook.load()
     findings: list[Findings] = []
@@ -47,7 +46,7 @@ def execute(kernel_name: str, workspace: Path) -> Run:
         resources={"metadata": {"path": str(workspace)}},
         on_cell_executed=debug,
     )
-    client.execute()
+    client.execute(env=kernel_environment())
     left = tuple(sorted(path.name for path in workspace.iterdir()))
     return Run(notebook, findings[0], left)
 

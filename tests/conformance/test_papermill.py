@@ -74,9 +74,7 @@ def test_debugger_finds_what_it_finds_in_python3(runs: tuple[Run, Run]) -> None:
     assert sandboxed.debugged == reference.debugged
 
 
-def test_parameters_arrive(
-    jupyter_environment: Path, kernel_name: str, tmp_path: Path
-) -> None:
+def test_parameters_arrive(jupyter_environment: Path, kernel_name: str, tmp_path: Path) -> None:
     """What papermill is for: a cell of parameters that it puts into the notebook itself."""
     source, target = tmp_path / "source.ipynb", tmp_path / "target.ipynb"
     cells = [nbformat.v4.new_code_cell("print(cups * 2)")]

@@ -258,9 +258,10 @@ def test_every_kind_of_socket(
 
 @pytest.mark.parametrize("arch", Arch)
 def test_no_call_goes_through_the_whole_list(arch: Arch, programs: dict[Arch, bytes]) -> None:
-    """A search by halves is a tenth of what a list of this length would cost on every call."""
-    for number in range(471):
-        assert trace_bpf(programs[arch], number, arch)[1] < 60, number
+    """By halves it takes 20 instructions on average and 120 for ioctl; a list took 160 and 400."""
+    steps = [trace_bpf(programs[arch], number, arch)[1] for number in range(471)]
+    assert max(steps) < 150
+    assert sum(steps) / len(steps) < 40
 
 
 #: (call, arguments, allowed): what an attacker or a library would really try.

@@ -256,7 +256,7 @@ class _Builder:
         return self._open(target, os.O_PATH | os.O_DIRECTORY)
 
     def _file(self, target: str, content: str, mode: int = 0o644) -> int:
-        """The file ``target`` with ``content``, made where it is not there; an O_PATH descriptor."""
+        """The file ``target`` with ``content``, made where it is not there, as O_PATH."""
         parent = self._directory(os.path.dirname(target))
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -328,7 +328,7 @@ class _Builder:
                 )  # fmt: skip
 
     def _overlay(self, index: int, operation: Overlay) -> None:
-        """The lower layer is the clone itself; the upper one lives in a tmpfs that is then hidden."""
+        """The lower layer is the clone itself, the upper one a tmpfs that is then hidden."""
         source = self.sources.by_index.get(index)
         if source is None:
             return

@@ -27,6 +27,21 @@ class HostFacts:
     """(path, real path) of environment directories that are reached through a symlink."""
 
 
+#: Directories on ``sys.path`` that are not the environment, whatever put them there.
+_NEVER = (
+    "/",
+    "/dev",
+    "/etc",
+    "/home",
+    "/proc",
+    "/root",
+    "/run",
+    "/sys",
+    "/tmp",
+    "/var",
+    "/var/tmp",
+)
+
 #: What an installed system is; everything else of ``/`` stays outside.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
@@ -53,7 +68,7 @@ def collect_facts() -> HostFacts:
     home = os.path.normpath(os.environ.get("HOME") or entry.pw_dir)
     if not home.startswith("/") or home == "/":
         home = f"/home/{entry.pw_name}"
-    prefixes, aliases = python_prefixes()
+    prefixes, aliases = python_prefixes(home)
     return HostFacts(entry.pw_name, group, home, prefixes, system_directories(), aliases)
 
 
@@ -68,11 +83,12 @@ def system_directories() -> tuple[tuple[str, str | None], ...]:
     return tuple(found)
 
 
-def python_prefixes() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+def python_prefixes(home: str) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """The environment of this interpreter: (real directories, (alias, real) pairs).
 
     The prefix (a venv), its base prefix, the folder that the executable really lies in, user site
-    if it is used, and every directory on ``sys.path``.
+    if it is used, and every directory on ``sys.path``; never one that would show the whole home or
+    stand in for something that the sandbox has for itself.
     """
     candidates = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     if site.ENABLE_USER_SITE:
@@ -84,7 +100,11 @@ def python_prefixes() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     for candidate in candidates:
         path = os.path.abspath(candidate)
         resolved = os.path.realpath(path)
-        if not os.path.isdir(resolved) or resolved == "/":
+        if (
+            not os.path.isdir(resolved)
+            or resolved in _NEVER
+            or (home + "/").startswith(resolved + "/")
+        ):
             continue
         if path != resolved:
             aliases.append((path, resolved))

@@ -75,7 +75,9 @@ EXECUTED_OUTSIDE: Final = (
 CACHES: Final = (".cache/matplotlib", ".cache/fontconfig")
 
 
-def plan_rootfs(spec: SandboxSpec, facts: HostFacts, *, uid: int, gid: int, cwd: str) -> tuple[Operation, ...]:
+def plan_rootfs(
+    spec: SandboxSpec, facts: HostFacts, *, uid: int, gid: int, cwd: str
+) -> tuple[Operation, ...]:
     """The whole root file system for a kernel that is ``uid``/``gid`` inside and starts in ``cwd``.
 
     ``cwd`` is the workspace unless the spec names another one.
