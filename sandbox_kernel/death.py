@@ -64,8 +64,8 @@ def explain(
     if status.signal is None:
         return Death(
             Cause.EXITED,
-            f"the kernel exited by itself with status {status.code}: code in the notebook called "
-            "os._exit or exit, or the kernel could not start",
+            f"the kernel exited by itself with status {status.code}, as after exit() or os._exit() "
+            "in the notebook",
             status.returncode,
         )
     if status.signal == signal.SIGSYS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,13 @@ def run_kernel(endpoints: KernelEndpoints, bound: int, arguments: Sequence[str] 
     class SandboxedKernelApp(IPKernelApp):
         """An ipykernel that says when it has bound."""
 
+        def init_sockets(self) -> None:
+            """Without the warning of plain tcp: these ports are in a net namespace of their own."""
+            level = self.log.level
+            self.log.setLevel(logging.ERROR)
+            super().init_sockets()  # type: ignore[no-untyped-call]
+            self.log.setLevel(level)
+
         def init_heartbeat(self) -> None:
             super().init_heartbeat()  # type: ignore[no-untyped-call]
             os.write(bound, b"1")
@@ -85,7 +93,7 @@ def run_kernel(endpoints: KernelEndpoints, bound: int, arguments: Sequence[str] 
     _reset_inherited_state()
     status = 0
     try:
-        app = SandboxedKernelApp.instance()
+        app = SandboxedKernelApp.instance(parent_handle=1)  # the init: there, not to be polled
         app.initialize(["-f", path, *arguments])  # type: ignore[no-untyped-call]
         app.start()  # type: ignore[no-untyped-call]
     except SystemExit as leaving:
@@ -107,9 +115,6 @@ def _write_connection_file(endpoints: KernelEndpoints) -> str:
 
 def _reset_inherited_state() -> None:
     """What the launcher's interpreter remembers of itself and must not be the kernel's."""
-    from ipykernel.kernelapp import IPKernelApp
-
-    IPKernelApp.parent_handle.default_value = 0  # frozen at import; pid 1 is nobody's parent here
     sys.argv = ["ipykernel_launcher", "-f", "kernel.json"]
     sys.path[:] = [path for path in sys.path if path]
 

@@ -30,6 +30,7 @@ from .death import Cause, Death, explain
 from .engine import capabilities, cgroups, container, idmap, messages, process, rootfs, seccomp
 from .engine.cgroups import CgroupEvents, CgroupUsage, KernelCgroup
 from .engine.container import Container
+from .engine.idmap import IdPlan
 from .engine.init import InitPlan, Workload
 from .engine.network import Link
 from .engine.process import ExitStatus
@@ -49,7 +50,7 @@ from .protocol import (
     Started,
     parse_from_client,
 )
-from .spec import Transport, WorkspaceMode, check_workspace
+from .spec import SandboxSpec, Transport, WorkspaceMode, check_workspace
 from .syscalls import CapabilityBit
 
 #: Ports inside the sandbox's own net namespace, above its ephemeral range.
@@ -114,7 +115,6 @@ def run(lifeline: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
     os.setsid()
     os.umask(0o077)
     process.default_signals()
-    process.no_core_dump()
     try:
         request = _receive_request(lifeline)
         with contextlib.ExitStack() as stack:
@@ -165,6 +165,7 @@ def _build(
         spec.identity, spec.id_range, uid=os.getuid(), gid=os.getgid(), user=facts.user
     )
     idmap.check_helper(ids)
+    _check_writable(spec, ids, cwd)
     mounts = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     reached(Step.LISTEN)
     front_ends = _listen(stack, request, leftovers)
@@ -192,7 +193,7 @@ def _build(
     os.close(bound_write)
     console.close_write_end()
     reached(Step.LOCK_DOWN)
-    _lock_down(shared.filter)
+    _lock_down(shared.filter, ids)
     box.go()
     proxy = Proxy(
         front_ends, backend=_backend(endpoints), limits=MessageLimits(),
@@ -220,6 +221,26 @@ def _working_directory(request: LaunchRequest) -> str:
     return path
 
 
+def _check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
+    """A subordinate id owns nothing: a workspace that is to be writable must be so for it.
+
+    Raises:
+        SetupError: it is not, and the notebook's first write would fail.
+    """
+    uid, gid = ids.outside_uid(), ids.outside_gid()
+    if spec.workspace is not WorkspaceMode.RW or uid == os.getuid():
+        return
+    found = os.stat(path)
+    bits = found.st_mode >> (6 if found.st_uid == uid else 3 if found.st_gid == gid else 0)
+    if bits & 0o3 != 0o3:
+        raise SetupError(
+            f"the workspace {path} is not writable for the kernel",
+            cause=f"it is host id {uid}:{gid} there and the folder's mode is "
+            f"{found.st_mode & 0o7777:04o}, owner {found.st_uid}:{found.st_gid}",
+            remedy=f"set workspace to 'overlay' or 'ro', or chown {uid}:{gid} the folder",
+        )
+
+
 def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:
     info = ConnectionInfo.from_dict(request.connection)
     if info.transport == Transport.IPC.value:
@@ -228,7 +249,9 @@ def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Left
             stack.callback(_unlink, path)
     if request.connection_file:
         leftovers.record(request.connection_file)
-    return bind_front_ends(info)
+    front_ends = bind_front_ends(info)
+    stack.callback(front_ends.close)
+    return front_ends
 
 
 def _unlink(path: str) -> None:
@@ -270,8 +293,13 @@ def _backend(endpoints: KernelEndpoints) -> ConnectionInfo:
     return ConnectionInfo.from_dict(endpoints.to_connection_file())
 
 
-def _lock_down(program: bytes) -> None:
-    """From here on the supervisor is what a hostile kernel attacks."""
+def _lock_down(program: bytes, ids: IdPlan) -> None:
+    """From here on the supervisor is what a hostile kernel attacks.
+
+    Started by root it stops being root: the launcher removes what only root can.
+    """
+    if ids.privileged:
+        capabilities.become(ids.uid, ids.gid, drop_groups=True)
     capabilities.drop_all(keep=[CapabilityBit.KILL])
     seccomp.load(program)
     process.no_core_dump()
@@ -332,11 +360,8 @@ class Supervisor:
         """
         reached(Step.BOUND)
         while self.state is not State.ENDING:
-            timeout = None
-            if self.state is State.STARTING:
-                timeout = int(max(self.deadline - time.monotonic(), 0) * 1000)
-            events = dict(self.poller.poll(timeout))
-            if not events and self.state is State.STARTING:
+            events = dict(self.poller.poll(self._timeout_ms()))
+            if self.state is State.STARTING and time.monotonic() > self.deadline:
                 raise self._did_not_start(
                     f"it said nothing for {self.request.spec.start_timeout:g} seconds"
                 )
@@ -344,6 +369,11 @@ class Supervisor:
                 self.actions[fd]()
             self.proxy.dispatch(events)
         self._end()
+
+    def _timeout_ms(self) -> int | None:
+        if self.state is State.STARTING:
+            return max(int((self.deadline - time.monotonic()) * 1000), 0) + 1
+        return self.proxy.timeout_ms()
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(KeyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import io
 import json
@@ -47,8 +48,21 @@ MUST_SHOW: Final = {
 }
 
 
+def read(path: Path) -> Notebook:
+    notebook: Notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return notebook
+
+
+def write(path: Path, *sources: str) -> None:
+    """Write a notebook of code cells only."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]  # type: ignore[no-untyped-call]
+    metadata = {"language_info": {"name": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)  # type: ignore[no-untyped-call]
+    nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
+
+
 def load() -> Notebook:
-    return nbformat.read(PATH, as_version=4)
+    return read(PATH)
 
 
 def code_cells(notebook: Notebook) -> list[Notebook]:
@@ -96,14 +110,14 @@ def merge_streams(outputs: Iterable[Notebook]) -> list[Notebook]:
     """Join neighbouring pieces of a stream: where the kernel cuts it is a matter of time."""
     merged: list[Notebook] = []
     for output in outputs:
-        if output.output_type == "stream":
-            if merged and merged[-1].get("name") == output.name:
-                merged[-1] = merged[-1] | {"text": merged[-1]["text"] + output.text}
-                continue
-            if output.text == FONT_CACHE:
-                continue
-        merged.append(output)
-    return [Notebook(output) for output in merged]
+        is_stream = output.output_type == "stream"
+        if is_stream and output.text == FONT_CACHE:
+            continue
+        if is_stream and merged and merged[-1].get("name") == output.name:
+            merged[-1].text += output.text
+        else:
+            merged.append(copy.deepcopy(output))
+    return merged
 
 
 def _plain(output: Notebook) -> dict[str, Any]:
@@ -138,7 +152,7 @@ def _name_ids(data: dict[str, Any]) -> dict[str, Any]:
     assert len(set(names.values())) == len(names), "two widgets of one kind: name them otherwise"
 
     def name(match: re.Match[str]) -> str:
-        return names.get(match[0], "view")
+        return str(names.get(match[0], "view"))
 
     named: dict[str, Any] = json.loads(re.sub(r"\b[0-9a-f]{32}\b", name, json.dumps(data)))
     return named
@@ -168,7 +182,8 @@ def check_saw(saw: str) -> None:
     assert seen["host name"] == "sandbox"
     assert int(seen["CapEff"], 16) == 0
     assert (seen["NoNewPrivs"], seen["Seccomp"]) == ("1", "2")
-    assert "'lo'" in seen["interfaces"] and seen["interfaces"].count("'") == 4
+    assert "'lo'" in seen["interfaces"]
+    assert seen["interfaces"].count("'") == 4
     assert seen["the world"] in ("OSError (ENETUNREACH)", "PermissionError (EPERM)")
     for key in ("list ~/.ssh", "list /root", "read /etc/shadow", "write to /etc", "write to /usr"):
         assert "Error (" in seen[key], key

@@ -8,6 +8,7 @@ above both. Nothing here sleeps: every wait is for a message, up to :data:`TIMEO
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from abc import ABC, abstractmethod
@@ -71,7 +72,7 @@ class Execution:
     def outputs(self) -> list[nbformat.NotebookNode]:
         """The outputs as a front end would write them into the notebook."""
         shown = self.of_type("stream", "display_data", "execute_result", "error")
-        return [nbformat.v4.output_from_msg(message) for message in shown]
+        return [nbformat.v4.output_from_msg(m) for m in shown]  # type: ignore[no-untyped-call]
 
     def ok(self) -> Execution:
         """Itself, if the cell succeeded."""
@@ -180,7 +181,7 @@ class Wire(ABC):
         questions: list[Message] = []
         while reply is None or not idle:
             channel, message = self.wait_for(
-                lambda _, message: parent_of(message) == msg_id, "rest of the execution", timeout
+                lambda _, message: parent_of(message) == msg_id, "rest of the execution"
             )
             if channel == "stdin":
                 questions.append(message)
@@ -230,7 +231,7 @@ class ZmqWire(Wire):
         channels = self._channels()
         for channel in channels.values():
             poller.register(channel.socket, zmq.POLLIN)
-        ready = {socket for socket, _ in poller.poll(timeout * 1000)}
+        ready = {socket for socket, _ in poller.poll(round(timeout * 1000))}
         for name, channel in channels.items():
             if channel.socket in ready:
                 _, message = self.client.session.recv(channel.socket)
@@ -243,15 +244,18 @@ class ZmqWire(Wire):
         A subscription takes effect some time after the connection; what is published before is
         lost without a trace. So ask again until a status arrives with the reply.
         """
-        while True:
-            asked = self.send("shell", "kernel_info_request", {})
-            self.reply_to(asked)
-            try:
-                self.wait_for(lambda _, m: parent_of(m) == asked, "status on iopub", timeout=1)
-            except NothingCame:
-                continue
-            self.backlog.clear()
-            return
+        while not self._hears_itself():
+            pass
+        self.backlog.clear()
+
+    def _hears_itself(self) -> bool:
+        asked = self.send("shell", "kernel_info_request", {})
+        self.reply_to(asked)
+        try:
+            self.wait_for(lambda _, m: parent_of(m) == asked, "status on iopub", timeout=1)
+        except NothingCame:
+            return False
+        return True
 
     @classmethod
     def open(cls, connection_file: str) -> ZmqWire:
@@ -331,4 +335,4 @@ def _split(data: bytes) -> list[bytes]:
     """The parts of a v1 frame: the channel, header, parent, metadata, content, buffers."""
     count = int.from_bytes(data[:8], "little")
     offsets = [int.from_bytes(data[8 * i : 8 * i + 8], "little") for i in range(1, count + 1)]
-    return [data[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(offsets)]

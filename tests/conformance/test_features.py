@@ -56,7 +56,7 @@ def test_heartbeat(kernel: RunningKernel) -> None:
     socket = kernel.km.connect_hb()
     try:
         socket.send(b"ping")
-        assert socket.poll(TIMEOUT * 1000)
+        assert socket.poll(round(TIMEOUT * 1000))
         assert socket.recv() == b"ping"
     finally:
         socket.close(linger=0)

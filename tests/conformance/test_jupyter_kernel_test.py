@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-import jupyter_kernel_test as jkt
+import jupyter_kernel_test as jkt  # type: ignore[import-untyped]
 from jupyter_client.manager import KernelManager, start_new_kernel
 
 from .conftest import kernel_under_test
@@ -13,7 +13,7 @@ from .conftest import kernel_under_test
 KERNEL = kernel_under_test()
 
 
-class TestKernel(jkt.KernelTests):
+class TestKernel(jkt.KernelTests):  # type: ignore[misc]
     kernel_name = KERNEL
     language_name = "python"
     file_extension = ".py"
@@ -78,7 +78,7 @@ class TestKernel(jkt.KernelTests):
         assert [name for name in samples if not getattr(self, name)] == []
 
 
-class TestIopubWelcome(jkt.IopubWelcomeTests):
+class TestIopubWelcome(jkt.IopubWelcomeTests):  # type: ignore[misc]
     """Each client that subscribes is greeted: behind the proxy this one is not the first."""
 
     kernel_name = KERNEL

@@ -37,6 +37,7 @@ def execute(kernel_name: str, workspace: Path) -> Run:
 
     async def debug(cell: Any, **_: Any) -> None:
         if _notebook.has_tag(cell, _notebook.DEBUGGED):
+            assert client.km is not None
             findings.append(await debug_in_thread(client.km.connection_file, cell.source))
 
     client = NotebookClient(

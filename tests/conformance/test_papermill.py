@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
+import papermill  # type: ignore[import-untyped]
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
@@ -45,7 +44,7 @@ def execute(kernel_name: str, folder: Path) -> Run:
         kernel_manager_class=KnownManager,
         on_cell_executed=debug,
     )
-    executed = nbformat.read(folder / "executed.ipynb", as_version=4)
+    executed = _notebook.read(folder / "executed.ipynb")
     return Run(executed, findings[0], tuple(sorted(path.name for path in workspace.iterdir())))
 
 
@@ -77,9 +76,7 @@ def test_debugger_finds_what_it_finds_in_python3(runs: tuple[Run, Run]) -> None:
 def test_parameters_arrive(jupyter_environment: Path, kernel_name: str, tmp_path: Path) -> None:
     """What papermill is for: a cell of parameters that it puts into the notebook itself."""
     source, target = tmp_path / "source.ipynb", tmp_path / "target.ipynb"
-    cells = [nbformat.v4.new_code_cell("print(cups * 2)")]
-    metadata = {"language_info": {"name": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), source)
+    _notebook.write(source, "print(cups * 2)")
     papermill.execute_notebook(
         source,
         target,
@@ -88,7 +85,7 @@ def test_parameters_arrive(jupyter_environment: Path, kernel_name: str, tmp_path
         cwd=tmp_path,
         progress_bar=False,
     )
-    executed = nbformat.read(target, as_version=4)
+    executed = _notebook.read(target)
     assert executed.cells[-1].outputs[0].text == "42\n"
 
 
@@ -96,11 +93,10 @@ def test_failed_cell_is_raised_with_the_kernels_own_traceback(
     jupyter_environment: Path, kernel_name: str, tmp_path: Path
 ) -> None:
     source, target = tmp_path / "source.ipynb", tmp_path / "target.ipynb"
-    cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("print('no')")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+    _notebook.write(source, "1 / 0", "print('no')")
     with pytest.raises(papermill.PapermillExecutionError, match="division by zero") as caught:
         papermill.execute_notebook(
             source, target, kernel_name=kernel_name, cwd=tmp_path, progress_bar=False
         )
     assert caught.value.ename == "ZeroDivisionError"
-    assert nbformat.read(target, as_version=4).cells[-1].outputs == []
+    assert _notebook.read(target).cells[-1].outputs == []

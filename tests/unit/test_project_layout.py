@@ -99,7 +99,9 @@ def _spec(folder: Path) -> dict[str, Any]:
 
 def test_the_kernelspec_leads_to_a_sandbox_by_both_routes() -> None:
     spec = _spec(KERNELSPEC)
-    assert spec["argv"] == ["python", "-m", "sandbox_kernel.launch", "-f", "{connection_file}"]
+    # -P: the working directory is what kernels write to, and a zmq.py in it would run out here
+    argv = ["python", "-P", "-m", "sandbox_kernel.launch", "-f", "{connection_file}"]
+    assert spec["argv"] == argv
     assert spec["metadata"]["kernel_provisioner"]["provisioner_name"] == "sandbox-provisioner"
     assert spec["display_name"] == "Sandboxed Python"
     assert spec["language"] == "python"

@@ -23,6 +23,7 @@ from .interface import (
     Leaf,
     Place,
     Setting,
+    Source,
     Version,
 )
 from .v1 import V1
@@ -180,7 +181,11 @@ def create(
     optional = [
         place
         for controller in OPTIONAL_CONTROLLERS
-        if controller not in found and isinstance(place := search.find(controller), Place)
+        if controller not in found
+        and isinstance(place := search.find(controller), Place)
+        # Joining a leaf leaves the cgroup that the caller is in, and with it an outer cap such as
+        # a batch job's. Only a cap that was asked for may do that on the convention's word alone.
+        and place.source is not Source.CONVENTIONAL
     ]
     made: list[Leaf] = []
     try:

@@ -1,0 +1,34 @@
+"""The message-aware ZMQ proxy between Jupyter's clients and one sandboxed kernel.
+
+::
+
+    listeners    binds the client's endpoints with plain sockets, before any zmq context
+    proxy        composes what follows in the supervisor's one poll loop
+      lane           ROUTER ↔ DEALER: shell, control, stdin, heartbeat
+      broadcast      XPUB: iopub to every subscriber, with bounded memory
+      pending        requests that a client still waits for
+      monitoring     which links to the kernel were cut and made again
+    messages     frames, signatures, headers; what the proxy itself says
+    connection   the connection file
+    limits       every number
+    report       what was dropped, counted and logged at a bounded rate
+
+Everything from the kernel is hostile bytes, and the kernel knows the signing key: a valid
+signature says that a message is well formed by the kernel's own account, never that it is true.
+"""
+
+from __future__ import annotations
+
+from .connection import Channel, ConnectionInfo
+from .limits import MessageLimits
+from .listeners import FrontEnds, bind_front_ends
+from .proxy import Proxy
+
+__all__ = [
+    "Channel",
+    "ConnectionInfo",
+    "FrontEnds",
+    "MessageLimits",
+    "Proxy",
+    "bind_front_ends",
+]

@@ -1,0 +1,87 @@
+"""What the proxy answers in the kernel's stead, when the kernel cannot any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import zmq
+
+from .broadcast import Broadcast
+from .connection import Channel
+from .messages import Composer, Failure
+from .pending import PendingTable, Request
+
+#: The kernel lives, but what it said did not fit.
+LOST: Final = Failure(
+    "MessageLost",
+    "the link to the kernel was cut by a message larger than the sandbox lets through; what the "
+    "kernel answered is lost",
+    ("MessageLost: the kernel's answer was larger than the sandbox lets through",),
+)
+
+
+class Answers:
+    """Sends to the clients only; removes from the table what it finished."""
+
+    def __init__(
+        self,
+        composer: Composer,
+        broadcast: Broadcast,
+        fronts: Mapping[Channel, zmq.Socket[bytes]],
+        pending: PendingTable,
+    ) -> None:
+        self._composer = composer
+        self._broadcast = broadcast
+        self._fronts = fronts
+        self._pending = pending
+
+    def idle(self, request: Request) -> None:
+        """Publish the idle that the kernel's own may not be seen of."""
+        frames = self._composer.status("idle", request.header)
+        self._broadcast.send(frames, essential=True, parent=request.header)
+        request.idled = True
+        self._settle(request)
+
+    def error_reply(self, request: Request, failure: Failure) -> None:
+        """Answer one request, to the client that it came from and no other."""
+        frames = self._composer.error_reply(
+            request.msg_type, failure, request.header, request.identities
+        )
+        self._fronts[request.channel].send_multipart(frames, zmq.NOBLOCK)
+        request.replied = True
+        self._settle(request)
+
+    def fail_all(self, failure: Failure) -> int:
+        """Finish every request: the running cell shows the error, all get reply and idle.
+
+        In the order of their arrival, like a kernel. Returns how many there were.
+        """
+        requests = list(self._pending)
+        executing = self._pending.executing()
+        for request in requests:
+            if request is executing:
+                error = self._composer.error(failure, request.header)
+                self._broadcast.send(error, essential=True, parent=request.header)
+            if not request.replied:
+                self.error_reply(request, failure)
+            if not request.idled:
+                self.idle(request)
+        return len(requests)
+
+    def after_a_cut(self, channel: Channel) -> None:
+        """The link of ``channel`` was cut and is there again; the kernel lives.
+
+        Finishes the requests of which the other half is already there, and marks the others: their
+        lost half is made good when the other half comes.
+        """
+        for request in self._pending:
+            request.gap = True
+            if channel is Channel.IOPUB and request.replied:
+                self.idle(request)
+            elif channel is request.channel and request.idled:
+                self.error_reply(request, LOST)
+
+    def _settle(self, request: Request) -> None:
+        if request.over:
+            self._pending.remove(request)

@@ -1,0 +1,54 @@
+"""Every number that bounds what a client or a kernel can make the proxy hold or do. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_KIB: Final = 1024
+_MIB: Final = 1024**2
+
+
+@dataclass(frozen=True)
+class MessageLimits:
+    """Bytes, numbers of messages and seconds; the defaults suit one notebook kernel.
+
+    Worst case of memory, when the kernel floods and no client reads: ``iopub_hwm`` messages of
+    ``max_message_bytes`` within libzmq (each is held once, however many clients there are), as
+    many again as ``back_hwm`` on their way in, and ``iopub_queue_bytes`` plus
+    ``iopub_reserve_bytes`` in the proxy's own queue. libzmq counts *whole* messages and has no
+    bound for a multipart message that never ends: the supervisor needs a memory rlimit besides.
+    """
+
+    max_frame_bytes: int = 64 * _MIB
+    """One frame from the kernel. libzmq cuts the link to a kernel that sends a larger one."""
+    max_message_bytes: int = 64 * _MIB
+    """All frames of one message from the kernel."""
+    max_client_frame_bytes: int = 256 * _MIB
+    """One frame from a client, before its signature could be checked."""
+    max_frames: int = 1024
+    """Frames in one message: a widget may send hundreds of buffers."""
+    max_header_bytes: int = 64 * _KIB
+    """A header or parent header, and a status: the only JSON that the proxy ever parses."""
+    max_pending: int = 4096
+    """Requests without an answer. Beyond it the oldest is forgotten, and its reply dropped."""
+
+    front_hwm: int = 1000
+    """Requests of one client that wait in libzmq, and replies that it has not read."""
+    back_hwm: int = 16
+    """Messages that wait in libzmq in either direction between the proxy and the kernel."""
+    iopub_hwm: int = 16
+    """iopub messages that the slowest subscriber may be behind within libzmq."""
+    iopub_queue_bytes: int = 64 * _MIB
+    """iopub messages that wait in the proxy for the slowest subscriber, of every kind."""
+    iopub_reserve_bytes: int = 8 * _MIB
+    """On top: only for what a client must not miss (status, error)."""
+    stall_seconds: float = 10.0
+    """So long may one of several subscribers hold up the others before it is passed over."""
+
+    burst: int = 64
+    """Messages per socket and direction in one call of dispatch."""
+    linger_seconds: float = 1.0
+    """What was sent may still pass while the proxy closes."""
+    log_seconds: float = 10.0
+    """Between two lines in the log for the same reason."""

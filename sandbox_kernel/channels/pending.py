@@ -1,0 +1,100 @@
+"""The requests that a client still waits for, so that they can be finished without the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .connection import Channel
+from .messages import Header, reply_type
+
+_Key = tuple[Channel, tuple[bytes, ...], str]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request. It is over when it was answered *and* ``status: idle`` was published."""
+
+    channel: Channel
+    identities: tuple[bytes, ...]
+    """Routing ids of the client on the front ROUTER."""
+    header: bytes
+    """As the client sent it, checked: it becomes the parent header of what answers it."""
+    msg_id: str
+    msg_type: str
+    busy: bool = False
+    replied: bool = False
+    idled: bool = False
+    gap: bool = False
+    """The link to the kernel was cut while it waited: an answer may have been lost."""
+
+    @property
+    def over(self) -> bool:
+        return self.replied and self.idled
+
+
+class PendingTable:
+    """In order of arrival, bounded: beyond ``capacity`` the oldest is forgotten."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._requests: dict[_Key, Request] = {}
+        self._by_id: dict[str, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(list(self._requests.values()))
+
+    def add(
+        self, channel: Channel, identities: tuple[bytes, ...], header: Header, raw: bytes
+    ) -> bool:
+        """A request was taken from a client. False if an older one had to be forgotten."""
+        request = Request(channel, identities, raw, header.msg_id, header.msg_type)
+        full = len(self._requests) >= self._capacity
+        if full:
+            self.remove(next(iter(self._requests.values())))
+        self._requests[_key(request)] = request
+        self._by_id[request.msg_id] = request
+        return not full
+
+    def answered(
+        self, channel: Channel, identities: tuple[bytes, ...], parent: Header, msg_type: str
+    ) -> Request | None:
+        """The request that this reply answers, now marked; ``None`` if nobody waits for it."""
+        request = self._requests.get((channel, identities, parent.msg_id))
+        if request is None or request.replied or msg_type != reply_type(request.msg_type):
+            return None
+        request.replied = True
+        self._remove_if_over(request)
+        return request
+
+    def status(self, msg_id: str, state: str) -> Request | None:
+        """``status`` was published for the request ``msg_id``; the request, if it is known."""
+        request = self._by_id.get(msg_id)
+        if request is None:
+            return None
+        request.busy = state == "busy"
+        request.idled = request.idled or state == "idle"
+        self._remove_if_over(request)
+        return request
+
+    def remove(self, request: Request) -> None:
+        """It is finished, or forgotten."""
+        self._requests.pop(_key(request), None)
+        if self._by_id.get(request.msg_id) is request:
+            del self._by_id[request.msg_id]
+
+    def _remove_if_over(self, request: Request) -> None:
+        if request.over:
+            self.remove(request)
+
+    def executing(self) -> Request | None:
+        """The cell that runs: the busy one, else the oldest that was not answered."""
+        cells = [r for r in self if r.msg_type == "execute_request" and not r.replied]
+        return next((cell for cell in cells if cell.busy), cells[0] if cells else None)
+
+
+def _key(request: Request) -> _Key:
+    return request.channel, request.identities, request.msg_id

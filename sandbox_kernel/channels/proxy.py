@@ -1,0 +1,299 @@
+"""The proxy of one kernel, as the supervisor's poll loop uses it.
+
+::
+
+    front_ends = bind_front_ends(info)               # host net namespace, no zmq context yet
+    proxy = Proxy(front_ends, backend=kernel, limits=MessageLimits(), log=log)
+    proxy.connect_back_ends()                        # when the kernel says that it has bound
+    proxy.register(poller)
+    while ...:
+        proxy.dispatch(dict(poller.poll(proxy.timeout_ms())))
+    proxy.fail_pending("KernelCrashed", "...", [])   # if the kernel is dead
+    proxy.close()
+
+Until it is registered nothing is read from the clients: their requests wait in libzmq. The back
+ends of shell, control and stdin share one routing id, or a kernel's ``input_request`` finds no way
+to the client whose cell asked. The heartbeat is forwarded like the rest: an answer from here would
+hide a kernel that hangs.
+
+Curve ends here: with keys in the client's connection info the front sockets are Curve servers, and
+the private link to the kernel is plain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import zmq
+
+from ..errors import ChannelError, describe_errno
+from .answers import Answers
+from .broadcast import Broadcast
+from .connection import Channel, ConnectionInfo
+from .judge import Judge
+from .lane import Lane
+from .limits import MessageLimits
+from .listeners import FrontEnds
+from .messages import Composer, Failure, Signer
+from .monitoring import LinkMonitor
+from .pending import PendingTable
+from .report import Report
+from .upstream import Upstream
+
+_LANES: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN, Channel.HB)
+
+Socket = zmq.Socket[bytes]
+
+
+class Proxy:
+    """Takes the sockets out of ``front_ends`` and removes its ipc files when it is closed.
+
+    ``backend`` says where the kernel listens; it has the clients' key, since messages pass
+    unchanged. ``log`` gets a line now and then, never one with bytes from a message.
+
+    Raises:
+        ChannelError: a socket could not be set up; ``front_ends`` is then closed.
+    """
+
+    def __init__(
+        self,
+        front_ends: FrontEnds,
+        *,
+        backend: ConnectionInfo,
+        limits: MessageLimits,
+        log: Callable[[str], None],
+    ) -> None:
+        self._front_ends = front_ends
+        self._backend = backend
+        self._limits = limits
+        self._report = Report(log, limits.log_seconds)
+        self._failure: Failure | None = None
+        self._poller: zmq.Poller | None = None
+        self._interest: dict[Socket, int] = {}
+        self._monitors: dict[Channel, LinkMonitor] = {}
+        self._context = zmq.Context()
+        try:
+            fronts = {channel: self._front(channel) for channel in Channel}
+            backs = {channel: self._back(channel) for channel in Channel}
+        except zmq.ZMQError as error:
+            self._abandon()
+            raise ChannelError(
+                "the proxy's sockets could not be set up", cause=describe_errno(error.errno or 0)
+            ) from error
+        self._assemble(fronts, backs)
+
+    # -- building ---------------------------------------------------------------------------
+
+    def _front(self, channel: Channel) -> Socket:
+        info = self._front_ends.info
+        kind = zmq.XPUB if channel is Channel.IOPUB else zmq.ROUTER
+        front: Socket = self._context.socket(kind)
+        front.linger = int(self._limits.linger_seconds * 1000)
+        front.maxmsgsize = self._limits.max_client_frame_bytes
+        front.rcvhwm = front.sndhwm = self._limits.front_hwm
+        if kind == zmq.XPUB:
+            front.sndhwm = self._limits.iopub_hwm
+            front.setsockopt(zmq.XPUB_NODROP, 1)
+            front.setsockopt(zmq.XPUB_VERBOSER, 1)
+        else:
+            front.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if info.curve_secretkey is not None and info.curve_publickey is not None:
+            front.curve_secretkey = info.curve_secretkey
+            front.curve_publickey = info.curve_publickey
+            front.curve_server = True
+        sock = self._front_ends.sockets[channel]
+        if info.transport == "ipc":
+            endpoint = info.endpoint(channel)
+        else:
+            # libzmq parses this and does not use it; a name or address would be looked up here, in
+            # a net namespace where it does not exist
+            front.ipv6 = sock.family.name == "AF_INET6"
+            endpoint = f"tcp://*:{info.port(channel)}"
+        front.setsockopt(zmq.USE_FD, sock.fileno())
+        front.bind(endpoint)
+        sock.detach()  # libzmq closes it
+        return front
+
+    def _back(self, channel: Channel) -> Socket:
+        kind = zmq.SUB if channel is Channel.IOPUB else zmq.DEALER
+        back: Socket = self._context.socket(kind)
+        back.linger = 0
+        back.maxmsgsize = self._limits.max_frame_bytes
+        back.rcvhwm = back.sndhwm = self._limits.back_hwm
+        return back
+
+    def _assemble(self, fronts: Mapping[Channel, Socket], backs: Mapping[Channel, Socket]) -> None:
+        limits, report = self._limits, self._report
+        signer = Signer(self._front_ends.info.key, self._front_ends.info.signature_scheme)
+        composer = Composer(signer)
+        self._backs = backs
+        self._pending = PendingTable(limits.max_pending)
+        self._broadcast = Broadcast(fronts[Channel.IOPUB], limits, composer, report)
+        self._answers = Answers(composer, self._broadcast, fronts, self._pending)
+        judge = Judge(signer, limits, self._pending, self._answers, report)
+        self._upstream = Upstream(
+            backs[Channel.IOPUB], self._broadcast, signer, limits,
+            self._pending, self._answers, report,
+        )  # fmt: skip
+        self._lanes = [
+            Lane(
+                channel, fronts[channel], backs[channel], limits, report,
+                judge_request=judge.request, judge_reply=judge.reply,
+            )
+            for channel in _LANES
+        ]  # fmt: skip
+
+    def _abandon(self) -> None:
+        self._context.destroy(linger=0)
+        self._front_ends.close()
+
+    # -- the supervisor's calls -------------------------------------------------------------
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """How often what was dropped, by reason."""
+        return self._report.counts
+
+    def connect_back_ends(self) -> None:
+        """Connect to the kernel, which has bound: too early costs libzmq's reconnect interval.
+
+        Raises:
+            ChannelError: an endpoint is malformed.
+        """
+        identity = uuid.uuid4().hex.encode()
+        for channel, back in self._backs.items():
+            if channel is Channel.IOPUB:
+                back.setsockopt(zmq.SUBSCRIBE, b"")
+            elif channel is not Channel.HB:
+                back.setsockopt(zmq.ROUTING_ID, identity)
+            if channel is not Channel.HB:
+                self._monitors[channel] = LinkMonitor(back)
+            try:
+                back.connect(self._backend.endpoint(channel))
+            except zmq.ZMQError as error:
+                raise ChannelError(
+                    f"the kernel's {channel.value} channel cannot be connected to",
+                    cause=describe_errno(error.errno or 0),
+                ) from error
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Have ``poller`` wait for all that :meth:`dispatch` handles, from now until close."""
+        self._poller = poller
+        self._update_interest()
+
+    def dispatch(self, events: Mapping[Socket | int, int]) -> None:
+        """Handle what the poller found, at most a burst of messages a socket; never blocks.
+
+        Keys that are not the proxy's are ignored. Call it when :meth:`timeout_ms` has passed too.
+        """
+        if self._poller is None:
+            return
+        for channel, monitor in self._monitors.items():
+            if events.get(monitor.socket):
+                self._look_at_link(channel, monitor)
+        self._broadcast.flush()
+        if events.get(self._broadcast.socket):
+            self._broadcast.take_subscriptions()
+        if events.get(self._upstream.socket):
+            self._upstream.pump()
+        for lane in self._lanes:
+            if events.get(lane.back, 0) & zmq.POLLIN:
+                lane.pump_replies()
+            if events.get(lane.front) or events.get(lane.back, 0) & zmq.POLLOUT:
+                lane.pump_requests()
+        if self._failure is not None:
+            self._answers.fail_all(self._failure)
+        self._update_interest()
+
+    def timeout_ms(self) -> int | None:
+        """How long the poller may wait; ``None``: for ever.
+
+        Only while a client is slow is there something to be tried again without an event.
+        """
+        return self._broadcast.timeout_ms()
+
+    def fail_pending(self, ename: str, evalue: str, traceback: Sequence[str]) -> None:
+        """The kernel is dead: answer what is and will be asked, with an error.
+
+        Every request that a client waits for gets its reply (status error) and its idle; the
+        running cell shows the error. Covers requests that were not read before. What the kernel
+        still said passes first. Then everything is flushed, for at most ``linger_seconds``.
+        """
+        self._failure = Failure(ename, evalue, tuple(traceback))
+        for lane in self._lanes:
+            lane.stop_forwarding()
+        deadline = time.monotonic() + self._limits.linger_seconds
+        while self._pump_all() and time.monotonic() < deadline:
+            pass
+        self._answers.fail_all(self._failure)
+        self._flush(deadline)
+
+    def close(self) -> None:
+        """Flush for ``linger_seconds`` at most, end libzmq, remove ipc files. Twice is once."""
+        if self._context.closed:
+            return
+        deadline = time.monotonic() + self._limits.linger_seconds
+        self._flush(deadline)
+        for socket in list(self._interest):
+            self._set_interest(socket, 0)
+        self._poller = None
+        for monitor in self._monitors.values():
+            monitor.close()
+        left = max(deadline - time.monotonic(), 0.1)
+        for lane in self._lanes:
+            lane.front.close(linger=int(left * 1000))
+            lane.back.close(linger=0)
+        self._broadcast.socket.close(linger=int(left * 1000))
+        self._upstream.socket.close(linger=0)
+        self._context.term()
+        self._front_ends.close()
+
+    # -- details ----------------------------------------------------------------------------
+
+    def _pump_all(self) -> int:
+        """One round without a poller; how many messages there were."""
+        self._broadcast.take_subscriptions()
+        count = self._upstream.pump()
+        for lane in self._lanes:
+            count += lane.pump_replies()
+            count += lane.pump_requests()
+        return count
+
+    def _flush(self, deadline: float) -> None:
+        self._broadcast.flush()
+        while self._broadcast.held and (left := deadline - time.monotonic()) > 0:
+            select.select([self._broadcast.socket], [], [], min(left, 0.01))
+            self._broadcast.flush()
+
+    def _look_at_link(self, channel: Channel, monitor: LinkMonitor) -> None:
+        if monitor.was_restored():
+            self._report(
+                f"the link to the kernel's {channel.value} channel was cut and made again: the "
+                f"kernel sent a frame larger than {self._limits.max_frame_bytes} bytes, or "
+                "something that is not ZMTP; messages were lost"
+            )
+            self._answers.after_a_cut(channel)
+
+    def _update_interest(self) -> None:
+        for lane in self._lanes:
+            for socket, flags in lane.interest().items():
+                self._set_interest(socket, flags)
+        for socket in (self._broadcast.socket, self._upstream.socket):
+            self._set_interest(socket, zmq.POLLIN)
+        for monitor in self._monitors.values():
+            self._set_interest(monitor.socket, zmq.POLLIN)
+
+    def _set_interest(self, socket: Socket, flags: int) -> None:
+        if self._poller is None or self._interest.get(socket, 0) == flags:
+            return
+        self._interest[socket] = flags
+        if flags:
+            self._poller.register(socket, flags)
+        else:
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(socket)

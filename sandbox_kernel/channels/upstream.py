@@ -1,0 +1,133 @@
+"""iopub from the kernel: what passes to the clients, and what the proxy learns from it.
+
+One subscription to everything, made by the proxy itself: the clients' own are applied by the front
+XPUB. So no client decides what the kernel stores, and the statuses are seen whatever is read.
+
+Outputs are forwarded as libzmq's own frames, without a copy (measured on a 2-core machine: as fast
+as with copies up to 10 kB, 2 times faster at 1 MB, 17 times at 10 MB), and only their header is
+looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import zmq
+
+from ..errors import ProtocolError
+from .answers import LOST, Answers
+from .broadcast import Broadcast
+from .limits import MessageLimits
+from .messages import (
+    DELIMITER,
+    Message,
+    Signer,
+    check_size,
+    parse_header,
+    parse_object,
+    parse_parent,
+)
+from .pending import PendingTable
+from .report import Report
+
+#: What a client waits for, or must not miss: kept when output is dropped.
+ESSENTIAL: Final = frozenset({"status", "error", "shutdown_reply"})
+_MOST_TOPICS: Final = 2
+
+Frame = zmq.Frame
+
+
+class Upstream:
+    """Made by the proxy, which registers the SUB socket and calls :meth:`pump`."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        broadcast: Broadcast,
+        signer: Signer,
+        limits: MessageLimits,
+        pending: PendingTable,
+        answers: Answers,
+        report: Report,
+    ) -> None:
+        self.socket = socket
+        self._broadcast = broadcast
+        self._signer = signer
+        self._limits = limits
+        self._pending = pending
+        self._answers = answers
+        self._report = report
+
+    def pump(self) -> int:
+        """Kernel → clients: at most a burst. How many were taken."""
+        for count in range(self._limits.burst):
+            frames = self._receive()
+            if frames is None:
+                return count
+            try:
+                self._take(frames)
+            except ProtocolError as error:
+                self._report(f"dropped a message from the kernel on iopub: {error.fact}")
+        return self._limits.burst
+
+    def _receive(self) -> list[Frame] | None:
+        try:
+            frames: list[Frame] = [self.socket.recv(zmq.NOBLOCK, copy=False)]
+        except zmq.Again:
+            return None
+        more = frames[0].more
+        while more:
+            frame = self.socket.recv(copy=False)
+            more = frame.more
+            if len(frames) <= self._limits.max_frames:
+                frames.append(frame)
+        return frames
+
+    def _take(self, frames: list[Frame]) -> None:
+        check_size(frames, self._limits)
+        at = _delimiter(frames)
+        if len(frames[at + 2]) > self._limits.max_header_bytes:
+            raise ProtocolError(f"a header larger than {self._limits.max_header_bytes} bytes")
+        raw = frames[at + 2].bytes
+        self._broadcast.upstream_is_live()
+        # A cheap look first: almost all messages are neither, and need no parsing.
+        if b"iopub_welcome" in raw or b"status" in raw:
+            msg_type = parse_header(raw, self._limits).msg_type
+            if msg_type == "iopub_welcome":
+                return  # for the proxy's own subscription; each client gets one from the proxy
+            if msg_type == "status":
+                self._status(frames, at)
+                return
+        essential = self._broadcast.held and parse_header(raw, self._limits).msg_type in ESSENTIAL
+        self._broadcast.send(frames, essential=essential, parent=self._parent(frames, at))
+
+    def _parent(self, frames: list[Frame], at: int) -> bytes:
+        """Only needed where something may have to be dropped."""
+        small = self._broadcast.held and len(frames[at + 3]) <= self._limits.max_header_bytes
+        return frames[at + 3].bytes if small else b"{}"
+
+    def _status(self, frames: list[Frame], at: int) -> None:
+        parts = frames[at + 1 : at + 6]
+        if sum(map(len, parts)) > self._limits.max_header_bytes:
+            raise ProtocolError(f"a status larger than {self._limits.max_header_bytes} bytes")
+        signature, header, parent_header, metadata, content = (part.bytes for part in parts)
+        message = Message((), signature, header, parent_header, metadata, content)
+        if not self._signer.verify(message):
+            raise ProtocolError("a wrong signature")
+        parent = parse_parent(message.parent_header, self._limits)
+        state = parse_object(message.content, self._limits).get("execution_state")
+        self._broadcast.send(frames, essential=True, parent=message.parent_header)
+        if parent is not None and isinstance(state, str):
+            request = self._pending.status(parent.msg_id, state)
+            if request is not None and request.gap and request.idled and not request.replied:
+                self._answers.error_reply(request, LOST)
+
+
+def _delimiter(frames: list[Frame]) -> int:
+    """Where the delimiter is; five parts follow it."""
+    for at, frame in enumerate(frames[: _MOST_TOPICS + 1]):
+        if len(frame) == len(DELIMITER) and frame.bytes == DELIMITER:
+            if len(frames) < at + 6:
+                raise ProtocolError("fewer than five parts")
+            return at
+    raise ProtocolError("no delimiter")

@@ -1,0 +1,411 @@
+"""A kernelspec's config becomes a spec or an error that can be acted on; nothing in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from sandbox_kernel.errors import SpecError
+from sandbox_kernel.spec import (
+    GIB,
+    KEYS,
+    MEMORY_MINIMUM,
+    MIB,
+    SPEC_VERSION,
+    SYSTEM_TARGETS,
+    Caps,
+    Identity,
+    MissingCap,
+    Mount,
+    MountMode,
+    NetworkPolicy,
+    SandboxSpec,
+    TmpfsLimits,
+    Transport,
+    WorkspaceMode,
+    check_workspace,
+    parse_size,
+    parse_spec,
+    spec_from_dict,
+)
+
+#: Every key with a value that is not its default, and what the spec then says.
+EVERY_KEY: dict[str, tuple[Any, Any]] = {
+    "identity": ("isolated", Identity.ISOLATED),
+    "id_range": (65_535, 65_535),
+    "workspace": ("overlay", WorkspaceMode.OVERLAY),
+    "workspace_path": ("/srv//data/", "/srv/data"),
+    "mounts": (
+        [{"source": "/srv/in", "target": "/data", "mode": "rw"}],
+        (Mount("/srv/in", "/data", MountMode.RW),),
+    ),
+    "hide": (["/srv/data/keys"], ("/srv/data/keys",)),
+    "memory": ("512M", 512 * MIB),
+    "cpus": (1.5, 1.5),
+    "pids": (64, 64),
+    "on_missing_cap": ("warn", MissingCap.WARN),
+    "home_size": ("2G", 2 * GIB),
+    "tmp_size": ("3M", 3 * MIB),
+    "shm_size": (MIB, MIB),
+    "run_size": ("4MiB", 4 * MIB),
+    "overlay_size": ("0.5G", GIB // 2),
+    "inodes": (1000, 1000),
+    "network": ("none", NetworkPolicy.NONE),
+    "env_pass": (["MY_VARIABLE"], ("MY_VARIABLE",)),
+    "hostname": ("notebook-1", "notebook-1"),
+    "transport": ("tcp", Transport.TCP),
+    "start_timeout": (5, 5.0),
+}
+
+
+def read(spec: SandboxSpec, key: str) -> Any:
+    """The value of a flat key in the nested spec."""
+    if key in ("memory", "cpus", "pids"):
+        return getattr(spec.caps, key)
+    if key == "inodes" or key.endswith("_size"):
+        return getattr(spec.tmpfs, key.removesuffix("_size"))
+    return getattr(spec, key)
+
+
+def error_of(key: str, value: object) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        parse_spec({key: value})
+    return caught.value
+
+
+# -- what is accepted --------------------------------------------------------------------------
+
+
+def test_the_table_above_is_complete() -> None:
+    assert set(EVERY_KEY) == set(KEYS)
+
+
+@pytest.mark.parametrize("key", EVERY_KEY)
+def test_each_key_alone(key: str) -> None:
+    value, expected = EVERY_KEY[key]
+    spec = parse_spec({key: value})
+    assert read(spec, key) == expected
+    assert type(read(spec, key)) is type(expected)
+    for other in EVERY_KEY.keys() - {key}:
+        assert read(spec, other) == read(SandboxSpec(), other)
+
+
+def test_all_keys_together_cross_a_process_border() -> None:
+    spec = parse_spec({key: value for key, (value, _) in EVERY_KEY.items()})
+    assert {key: read(spec, key) for key in KEYS} == {k: v for k, (_, v) in EVERY_KEY.items()}
+    assert spec_from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_no_key_at_all_is_the_default() -> None:
+    assert parse_spec({}) == SandboxSpec()
+    assert spec_from_dict(SandboxSpec().to_dict()) == SandboxSpec()
+
+
+def test_the_default_is_what_the_documentation_says() -> None:
+    spec = SandboxSpec()
+    assert spec.caps == Caps(memory=None, cpus=None, pids=None)
+    assert spec.caps.asked() == {}
+    assert spec.on_missing_cap is MissingCap.ERROR
+    assert spec.network is NetworkPolicy.NONE
+    assert spec.transport is Transport.IPC
+    assert spec.identity is Identity.KEEP_ID
+    assert spec.tmpfs == TmpfsLimits(GIB, GIB, GIB, 64 * MIB, GIB, 100_000)
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    spec = SandboxSpec()
+    for changed in (spec, spec.caps, spec.tmpfs, Mount("/a", "/b")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(changed, dataclasses.fields(changed)[0].name, None)
+    assert hash(spec) == hash(SandboxSpec())
+
+
+def test_asked_names_only_the_caps_that_are_set() -> None:
+    assert parse_spec({"memory": "1G", "pids": 100}).caps.asked() == {"memory": GIB, "pids": 100}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (1, 1),
+        ("1", 1),
+        ("1K", 1024),
+        ("1KiB", 1024),
+        ("1.5K", 1536),
+        ("512M", 512 * MIB),
+        ("1.5GiB", GIB + GIB // 2),
+        ("2T", 2048 * GIB),
+        ("0.000000001T", 1099),
+        ("0001M", MIB),
+        (2**63 - 1, 2**63 - 1),
+        ("9223372036854775807", 2**63 - 1),
+        ("8388607T", 8388607 * 1024**4),
+    ],
+)
+def test_sizes(text: object, size: int) -> None:
+    assert parse_size("memory", text) == size
+
+
+@pytest.mark.parametrize("path", ["~", "~/", "~//"])
+def test_a_tilde_is_the_home(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    assert parse_spec({"workspace_path": path}).workspace_path == "/home/alice"
+    assert parse_spec({"hide": ["~/keys/"]}).hide == ("/home/alice/keys",)
+
+
+@pytest.mark.parametrize("path", ["//srv", "///srv", "/srv/", "/srv/.", "/./srv", "/srv//"])
+def test_a_path_has_one_spelling(path: str) -> None:
+    assert parse_spec({"workspace_path": path}).workspace_path == "/srv"
+
+
+def test_a_mount_is_read_only_and_at_its_own_place_unless_told() -> None:
+    spec = parse_spec({"mounts": [{"source": "/srv/data"}, Mount("/a", "/b", MountMode.OVERLAY)]})
+    assert spec.mounts == (
+        Mount("/srv/data", "/srv/data", MountMode.RO),
+        Mount("/a", "/b", MountMode.OVERLAY),
+    )
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+#: (key, value, a word of what is allowed)
+REFUSED: list[tuple[str, object, str]] = [
+    ("identity", "keep_id", "'keep-id'"),
+    ("identity", None, "'keep-id'"),
+    ("identity", ["root"], "'root'"),
+    ("id_range", -1, "0 to 2147483647"),
+    ("id_range", 2**31, "0 to 2147483647"),
+    ("id_range", True, "whole number"),
+    ("id_range", "5", "whole number"),
+    ("id_range", 5.0, "whole number"),
+    ("workspace", "RW", "'rw'"),
+    ("workspace", "", "'overlay'"),
+    ("workspace_path", "srv", "absolute path"),
+    ("workspace_path", "", "absolute path"),
+    ("workspace_path", "~bob/x", "absolute path"),
+    ("workspace_path", "/srv/../etc", "without '..'"),
+    ("workspace_path", "/srv/..", "without '..'"),
+    ("workspace_path", "/srv/a\nb", "control characters"),
+    ("workspace_path", "/srv/a\0b", "control characters"),
+    ("workspace_path", "/srv/a\x7fb", "control characters"),
+    ("workspace_path", b"/srv", "absolute path"),
+    ("workspace_path", 7, "absolute path"),
+    ("workspace_path", "/" + "a" * 4000, "absolute path"),
+    ("mounts", {"source": "/a"}, "list of tables"),
+    ("mounts", "/a:/b", "list of tables"),
+    ("mounts", None, "list of tables"),
+    ("hide", "~/.ssh", "list of absolute paths"),
+    ("hide", {"/a"}, "list of absolute paths"),
+    ("memory", "512MB", "suffix K, M, G or T"),
+    ("memory", "512m", "suffix K, M, G or T"),
+    ("memory", "512 M", "suffix K, M, G or T"),
+    ("memory", "1GiB ", "suffix K, M, G or T"),
+    ("memory", "1GiB\n", "suffix K, M, G or T"),
+    ("memory", "1iB", "suffix K, M, G or T"),
+    ("memory", "1e9", "suffix K, M, G or T"),
+    ("memory", "0x10", "suffix K, M, G or T"),
+    ("memory", "1_000M", "suffix K, M, G or T"),
+    ("memory", "+1G", "suffix K, M, G or T"),
+    ("memory", "-1G", "suffix K, M, G or T"),
+    ("memory", "1.5", "suffix K, M, G or T"),
+    ("memory", ".5G", "suffix K, M, G or T"),
+    ("memory", "1.G", "suffix K, M, G or T"),
+    ("memory", "१G", "suffix K, M, G or T"),
+    ("memory", "９G", "suffix K, M, G or T"),
+    ("memory", "", "suffix K, M, G or T"),
+    ("memory", "max", "suffix K, M, G or T"),
+    ("memory", 1e9, "size in bytes"),
+    ("memory", float("nan"), "size in bytes"),
+    ("memory", True, "size in bytes"),
+    ("memory", None, "size in bytes"),
+    ("memory", 0, str(MEMORY_MINIMUM)),
+    ("memory", -1, str(MEMORY_MINIMUM)),
+    ("memory", MEMORY_MINIMUM - 1, str(MEMORY_MINIMUM)),
+    ("memory", "0.9M", str(MEMORY_MINIMUM)),
+    ("memory", 2**63, "size in bytes"),
+    ("memory", "8388608T", "size in bytes"),
+    ("memory", "9" * 19, "size in bytes"),
+    ("memory", "9" * 5000, "size in bytes"),
+    ("cpus", 0, "0.01 to 4096"),
+    ("cpus", 0.009, "0.01 to 4096"),
+    ("cpus", -1.5, "0.01 to 4096"),
+    ("cpus", 4096.1, "0.01 to 4096"),
+    ("cpus", float("nan"), "0.01 to 4096"),
+    ("cpus", float("inf"), "0.01 to 4096"),
+    ("cpus", float("-inf"), "0.01 to 4096"),
+    ("cpus", True, "a number"),
+    ("cpus", "2", "a number"),
+    ("cpus", None, "a number"),
+    ("cpus", 10**400, "0.01 to 4096"),
+    ("pids", 31, "32 to 4194304"),
+    ("pids", 4_194_305, "32 to 4194304"),
+    ("pids", 0, "32 to 4194304"),
+    ("pids", -1, "32 to 4194304"),
+    ("pids", 2**63, "32 to 4194304"),
+    ("pids", 100.0, "whole number"),
+    ("pids", float("nan"), "whole number"),
+    ("pids", True, "whole number"),
+    ("pids", "100", "whole number"),
+    ("on_missing_cap", "ignore", "'error', 'warn'"),
+    ("on_missing_cap", False, "'error', 'warn'"),
+    ("home_size", MIB - 1, str(MIB)),
+    ("tmp_size", "1K", str(MIB)),
+    ("shm_size", 0, str(MIB)),
+    ("run_size", -1, str(MIB)),
+    ("overlay_size", "0M", str(MIB)),
+    ("inodes", 999, "1000 to 2147483647"),
+    ("inodes", 0, "1000 to 2147483647"),
+    ("network", "full", "'none'"),
+    ("network", None, "'none'"),
+    ("env_pass", "PATH", "list of names"),
+    ("hostname", "", "host name"),
+    ("hostname", "Sandbox", "small letters"),
+    ("hostname", "-a", "small letters"),
+    ("hostname", "a-", "small letters"),
+    ("hostname", "a.b", "small letters"),
+    ("hostname", "a\n", "small letters"),
+    ("hostname", "a" * 64, "up to 63"),
+    ("transport", "unix", "'ipc', 'tcp'"),
+    ("start_timeout", 0.5, "1 to 600"),
+    ("start_timeout", 601, "1 to 600"),
+    ("start_timeout", "30", "a number"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), REFUSED)
+def test_a_refusal_says_key_value_and_what_is_allowed(
+    key: str, value: object, allowed: str
+) -> None:
+    error = error_of(key, value)
+    assert (error.key, error.value) == (key, value) or error.value != error.value  # noqa: PLR0124
+    assert error.message.startswith(f"{key} = {value!r} is not possible: allowed is ")
+    assert allowed in error.message.partition("allowed is ")[2]
+    assert isinstance(error, ValueError)
+
+
+def test_every_key_refuses_something() -> None:
+    assert {key for key, _, _ in REFUSED} == set(KEYS)
+
+
+#: (key, value, the key that the error names, the value that it names)
+REFUSED_WITHIN: list[tuple[str, list[Any], str, object]] = [
+    ("hide", ["/a", "b"], "hide[1]", "b"),
+    ("hide", ["/a", 3], "hide[1]", 3),
+    ("env_pass", ["A", "B=C"], "env_pass[1]", "B=C"),
+    ("env_pass", ["1A"], "env_pass[0]", "1A"),
+    ("env_pass", ["A\n"], "env_pass[0]", "A\n"),
+    ("env_pass", [""], "env_pass[0]", ""),
+    ("env_pass", ["Ä"], "env_pass[0]", "Ä"),
+    ("mounts", ["/a"], "mounts[0]", "/a"),
+    ("mounts", [{"target": "/a"}], "mounts[0]", {"target": "/a"}),
+    ("mounts", [{"source": "/a", "readonly": True}], "mounts[0]", {"source": "/a", "readonly": True}),
+    ("mounts", [{"source": "a"}], "mounts[0].source", "a"),
+    ("mounts", [{"source": "/a", "target": "b"}], "mounts[0].target", "b"),
+    ("mounts", [{"source": "/a"}, {"source": "/b", "mode": "w"}], "mounts[1].mode", "w"),
+    ("mounts", [{"source": "/a", "mode": None}], "mounts[0].mode", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "named", "item"), REFUSED_WITHIN)
+def test_a_refusal_within_a_list_names_the_place(
+    key: str, value: list[Any], named: str, item: object
+) -> None:
+    error = error_of(key, value)
+    assert (error.key, error.value) == (named, item)
+    assert error.message.startswith(f"{named} = {item!r} is not possible: allowed is ")
+    assert len(error.allowed) > 10
+
+
+@pytest.mark.parametrize("key", ["memroy", "Memory", "memory ", "caps", "version", ""])
+def test_an_unknown_key_is_an_error_and_the_known_ones_are_listed(key: str) -> None:
+    error = error_of(key, "2G")
+    assert error.message.startswith(f"{key} = '2G' is not possible")
+    for known in KEYS:
+        assert known in error.allowed
+
+
+@pytest.mark.parametrize("target", ["/", *SYSTEM_TARGETS, *(f"{t}/x" for t in SYSTEM_TARGETS)])
+def test_nothing_stands_in_for_the_system(target: str) -> None:
+    error = error_of("mounts", [{"source": "/srv", "target": target}])
+    assert error.message.startswith(f"mounts[0].target = {target!r} is not possible")
+    assert "/proc" in error.allowed and "/etc" in error.allowed
+    # without a target the source is the target
+    assert error_of("mounts", [{"source": target}]).key == "mounts[0].target"
+
+    error = error_of("workspace_path", target)
+    assert error.message.startswith(f"workspace_path = {target!r} is not possible")
+    assert "/proc" in error.allowed and "/etc" in error.allowed
+    with pytest.raises(SpecError):
+        check_workspace(target)
+
+
+def test_a_system_folder_cannot_be_spelled_differently() -> None:
+    for spelling in ("//etc", "/./etc", "/etc/", "/etc/.", "//", "/."):
+        assert error_of("workspace_path", spelling).key == "workspace_path"
+
+
+@pytest.mark.parametrize("path", ["/etcetera", "/user", "/lib33", "/srv/etc", "/home/usr", "/proc1"])
+def test_a_name_that_only_begins_like_the_system_is_fine(path: str) -> None:
+    assert check_workspace(path) == path
+    assert parse_spec({"mounts": [{"source": path}]}).mounts[0].target == path
+
+
+def test_a_system_folder_may_be_shown_elsewhere() -> None:
+    assert parse_spec({"mounts": [{"source": "/etc", "target": "/host-etc"}]}).mounts
+
+
+def test_a_path_for_no_workspace_is_a_contradiction() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec({"workspace": "none", "workspace_path": "/srv"})
+    assert caught.value.message == (
+        "workspace_path = '/srv' is not possible: allowed is no path when workspace is 'none'"
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="spec._path lets lone surrogates pass; open() cannot")
+def test_a_path_that_no_file_can_have() -> None:
+    assert error_of("workspace_path", "/srv/\ud800").key == "workspace_path"
+
+
+@pytest.mark.xfail(strict=True, reason="repr() of an int beyond 4300 digits is no SpecError")
+@pytest.mark.parametrize("key", ["memory", "cpus", "pids"])
+def test_a_number_too_long_to_print(key: str) -> None:
+    assert error_of(key, 10**5000).key == key
+
+
+# -- the other side of a process border --------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [None, 0, SPEC_VERSION + 1, str(SPEC_VERSION)])
+def test_another_version_is_refused(version: object) -> None:
+    data = SandboxSpec().to_dict() | {"version": version}
+    with pytest.raises(SpecError, match=f"^version = {version!r} is not possible"):
+        spec_from_dict(data)
+
+
+def test_a_missing_version_is_refused() -> None:
+    data = SandboxSpec().to_dict()
+    del data["version"]
+    with pytest.raises(SpecError, match="^version = None"):
+        spec_from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "memroy", 1),
+        (None, "network", "full"),
+        ("caps", "memory", 1),
+        ("caps", "gpus", 1),
+        ("tmpfs", "home", 0),
+        ("tmpfs", "inode", 5000),
+    ],
+)
+def test_what_arrives_is_validated_again(part: str | None, key: str, value: object) -> None:
+    data = SandboxSpec().to_dict()
+    (data if part is None else data[part])[key] = value
+    with pytest.raises(SpecError):
+        spec_from_dict(data)
