@@ -111,10 +111,15 @@ class Launcher:
 def launcher_command(python: str) -> tuple[str, ...]:
     """How the launcher of the interpreter ``python`` is run.
 
-    ``-P``: nothing in the working directory can be imported instead of what is installed.
-    ``frozen_modules=off``: as in ipykernel's own kernelspec, for the debugger.
+    ``sys.path`` loses the working directory before anything is imported: nothing there can stand in
+    for what is installed. (``-P`` would do it, but kernels and their children would inherit the
+    flag, and IPython then leaves the notebook's folder off the path.) ``frozen_modules=off`` is
+    what ipykernel's own kernelspec has, for the debugger.
     """
-    return (python, "-P", "-Xfrozen_modules=off", "-m", "sandbox_kernel.launcher")
+    program = (
+        "import sys; del sys.path[0]; from sandbox_kernel.launcher import main; sys.exit(main())"
+    )
+    return (python, "-Xfrozen_modules=off", "-c", program)
 
 
 class Sandbox:

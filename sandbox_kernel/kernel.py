@@ -17,26 +17,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-#: What an ordinary ipykernel has imported by the time it answers its first request.
+#: What an ordinary ipykernel has imported by the time it answers its first request. Nothing of the
+#: user's own: matplotlib, for one, reads its backend from the environment when it is imported.
 PRELOADED: Final = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
     "ipykernel.zmqshell",
-    "ipykernel.datapub",
     "ipykernel.debugger",
     "ipykernel.subshell_manager",
     "IPython.core.completer",
     "IPython.core.magics",
     "IPython.extensions.storemagic",
     "comm",
-    "matplotlib_inline.config",
     "sqlite3",
     "zmq",
 )
-_OPTIONAL: Final = frozenset(
-    {"ipykernel.datapub", "ipykernel.debugger", "ipykernel.subshell_manager",
-     "matplotlib_inline.config"}
-)  # fmt: skip
+_OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"})
 
 
 @dataclass(frozen=True)

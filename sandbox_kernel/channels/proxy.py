@@ -168,7 +168,10 @@ class Proxy:
         identity = uuid.uuid4().hex.encode()
         for channel, back in self._backs.items():
             if channel is Channel.IOPUB:
+                # The second topic is nobody else's: a kernel welcomes each topic's first subscriber
+                # only, and its welcome tells that it publishes to us from now on.
                 back.setsockopt(zmq.SUBSCRIBE, b"")
+                back.setsockopt(zmq.SUBSCRIBE, b"sandbox-" + identity)
             elif channel is not Channel.HB:
                 back.setsockopt(zmq.ROUTING_ID, identity)
             if channel is not Channel.HB:

@@ -241,17 +241,19 @@ class ZmqWire(Wire):
     def wait_until_subscribed(self) -> None:
         """Return when the kernel answers and its iopub reaches this client.
 
-        A subscription takes effect some time after the connection; what is published before is
-        lost without a trace. So ask again until a status arrives with the reply.
+        A subscription takes effect some time after the connection, and what is published before
+        is lost without a trace; so is a request that was on its way to a kernel that has just
+        been restarted. So ask again until a status arrives with the reply.
         """
+        deadline = time.monotonic() + TIMEOUT
         while not self._hears_itself():
-            pass
+            assert time.monotonic() < deadline, "the kernel does not answer on shell and iopub"
         self.backlog.clear()
 
     def _hears_itself(self) -> bool:
         asked = self.send("shell", "kernel_info_request", {})
-        self.reply_to(asked)
         try:
+            self.reply_to(asked, timeout=1)
             self.wait_for(lambda _, m: parent_of(m) == asked, "status on iopub", timeout=1)
         except NothingCame:
             return False

@@ -39,7 +39,7 @@ def test_nothing_seen_no_remedy(number: int, flags: CloneFlag, tmp_path: Path) -
     cause, remedy = diagnose(flags, number, tmp_path)
     assert remedy is None
     assert f"({errno.errorcode[number]})" in cause
-    assert "AppArmor" not in cause and "container" not in cause
+    assert "AppArmor" not in cause and "inside a container" not in cause
 
 
 @pytest.mark.parametrize("number", EVERY_ERRNO)
@@ -124,15 +124,15 @@ def test_ubuntus_switch(number: int, flags: CloneFlag, tmp_path: Path) -> None:
 def test_inside_a_container(mark: str, tmp_path: Path, no_container: set[str]) -> None:
     no_container.add(mark)
     cause, remedy = diagnose(CloneFlag.NEWUSER, errno.EPERM, tmp_path)
-    assert "this runs inside a container, whose seccomp profile may forbid it" in cause
+    assert "inside a container, whose seccomp profile may forbid it" in cause
     assert remedy is None  # it cannot be told from inside
-    assert "container" not in diagnose(CloneFlag.NEWUSER, errno.ENOSPC, tmp_path)[0]
+    assert "inside a container" not in diagnose(CloneFlag.NEWUSER, errno.ENOSPC, tmp_path)[0]
 
 
 def test_what_is_seen_comes_before_what_may_be(tmp_path: Path, no_container: set[str]) -> None:
     no_container.add("/.dockerenv")
     tree = sysctl(tmp_path, **{CLONE: "0"})
-    assert "container" not in diagnose(CloneFlag.NEWUSER, errno.EPERM, tree)[0]
+    assert "inside a container" not in diagnose(CloneFlag.NEWUSER, errno.EPERM, tree)[0]
 
 
 def test_a_kernel_without_time_namespaces(tmp_path: Path) -> None:

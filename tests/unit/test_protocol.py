@@ -1,0 +1,245 @@
+"""What client, launcher and supervisor say to each other: there and back, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandbox_kernel.engine import messages
+from sandbox_kernel.errors import KernelStartError, MountError, ProtocolError, SpecError
+from sandbox_kernel.protocol import (
+    VERSION,
+    Exited,
+    Failed,
+    FromClient,
+    FromSupervisor,
+    Kill,
+    LaunchRequest,
+    Notice,
+    Signal,
+    Start,
+    Started,
+    parse_from_client,
+    parse_from_supervisor,
+)
+from sandbox_kernel.spec import SandboxSpec, parse_spec
+
+CONNECTION: Final = {"transport": "ipc", "ip": "/run/x/k", "shell_port": 1, "key": "SECRET"}
+REQUEST: Final = LaunchRequest(
+    sandbox_id="0b4f8c1e",
+    spec=parse_spec({"memory": "2G", "mounts": [{"source": "/srv"}], "env_pass": ["A"]}),
+    connection=CONNECTION,
+    cwd="/home/alice/ü\udc80",
+    environment={"LANG": "C.UTF-8", "A": "\udcff TOKEN"},
+    connection_file="/run/kernel.json",
+    arguments=("--IPKernelApp.matplotlib=inline",),
+)
+STARTED: Final = Started(10, 11, CONNECTION, ("no swap cap",), 5)
+
+
+def wire(message: Mapping[str, Any]) -> dict[str, Any]:
+    """As it arrives."""
+    return messages.decode(json.dumps(message).encode())
+
+
+# -- there and back ----------------------------------------------------------------------------
+
+
+def test_a_request() -> None:
+    assert LaunchRequest.from_message(wire(REQUEST.to_message())) == REQUEST
+
+
+def test_a_request_with_as_little_as_can_be() -> None:
+    request = LaunchRequest("x", SandboxSpec(), {}, "/", {})
+    assert LaunchRequest.from_message(wire(request.to_message())) == request
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        STARTED,
+        Started(1, 2, {}),
+        Notice("a line"),
+        Exited(-9, "the kernel was ended as asked"),
+        Exited(0, ""),
+    ],
+)
+def test_what_a_supervisor_says(message: FromSupervisor) -> None:
+    assert parse_from_supervisor(wire(message.to_message())) == message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MountError("fact", cause="cause", remedy="remedy", path="/path"),
+        KernelStartError("fact"),
+        SpecError("pids", 3, "more"),
+    ],
+)
+def test_a_failure_keeps_its_type_and_its_words(error: MountError) -> None:
+    back = parse_from_supervisor(wire(Failed(error).to_message()))
+    assert isinstance(back, Failed)
+    assert type(back.error) is type(error)
+    assert back.error.message == error.message
+
+
+@pytest.mark.parametrize("message", [Signal(2), Signal(64), Kill()])
+def test_what_a_client_says(message: FromClient) -> None:
+    assert parse_from_client(wire(message.to_message())) == message
+
+
+def test_start_says_its_version() -> None:
+    assert Start().to_message() == {"type": "start", "version": VERSION}
+
+
+def test_the_types_are_all_different() -> None:
+    said = [REQUEST, STARTED, Failed(MountError("x")), Notice(""), Exited(0, ""), Signal(1), Kill()]
+    types = [m.to_message()["type"] for m in [*said, Start()]]
+    assert len(set(types)) == len(types) == 8
+
+
+# -- no secret in a log ------------------------------------------------------------------------
+
+
+def test_neither_key_nor_environment_is_in_a_repr() -> None:
+    for message in (REQUEST, STARTED):
+        assert "SECRET" not in repr(message) and "TOKEN" not in repr(message)
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": VERSION + 1}, {"version": None}, {"version": "1"}, {"type": "start"}]
+)
+def test_a_request_of_another_version_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        LaunchRequest.from_message(REQUEST.to_message() | change)
+    assert caught.value.cause == (
+        f"this launcher speaks version {VERSION}; two installations are mixed"
+    )
+    for value in change.values():
+        assert repr(value) in caught.value.fact
+
+
+def test_a_request_with_a_spec_that_cannot_be_is_refused() -> None:
+    message = REQUEST.to_message()
+    message["spec"]["caps"]["memory"] = 1
+    with pytest.raises(SpecError, match="^memory = 1 is not possible"):
+        LaunchRequest.from_message(message)
+
+
+@pytest.mark.parametrize("key", sorted(REQUEST.to_message().keys() - {"type", "version"}))
+def test_a_request_with_a_key_missing_is_refused(key: str) -> None:
+    message = REQUEST.to_message()
+    del message[key]
+    with pytest.raises((ProtocolError, KeyError)):  # the supervisor makes one of the other
+        LaunchRequest.from_message(message)
+
+
+MALFORMED_FROM_SUPERVISOR: Final[list[dict[str, Any]]] = [
+    {},
+    {"type": None},
+    {"type": "started"},
+    {"type": "failed"},
+    {"type": "failed", "error": None},
+    {"type": "failed", "error": {"type": "SpecError"}},
+    {"type": "notice"},
+    {"type": "exited"},
+    {"type": "exited", "returncode": "x", "reason": ""},
+    {"type": "exited", "returncode": None, "reason": ""},
+    {"type": "exited", "returncode": [], "reason": ""},
+    {"type": "exited", "returncode": float("nan"), "reason": ""},
+    STARTED.to_message() | {"supervisor_pid": "many"},
+    STARTED.to_message() | {"init_pid": None},
+    STARTED.to_message() | {"connection": 5},
+    STARTED.to_message() | {"connection": ["abc"]},
+    STARTED.to_message() | {"warnings": 5},
+    STARTED.to_message() | {"landlock_abi": {}},
+    *({k: v for k, v in STARTED.to_message().items() if k != key} for key in STARTED.to_message()),
+]
+
+
+@pytest.mark.parametrize("message", MALFORMED_FROM_SUPERVISOR, ids=repr)
+def test_what_a_supervisor_does_not_say(message: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        parse_from_supervisor(message)
+
+
+@pytest.mark.xfail(strict=True, reason="AttributeError and OverflowError are not caught")
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"type":"failed","error":"text"}',
+        b'{"type":"failed","error":[1]}',
+        b'{"type":"exited","returncode":1e999,"reason":""}',
+        b'{"type":"exited","returncode":Infinity,"reason":""}',
+    ],
+)
+def test_what_a_supervisor_does_not_say_either(raw: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse_from_supervisor(messages.decode(raw))
+
+
+@pytest.mark.parametrize("kind", ["launch", "start", "signal", "kill", "Started", "", "x" * 50])
+def test_a_supervisor_says_nothing_that_is_a_clients(kind: str) -> None:
+    with pytest.raises(ProtocolError, match=f"the supervisor said {kind!r}, which is not in the"):
+        parse_from_supervisor({"type": kind})
+
+
+@pytest.mark.parametrize("kind", ["launch", "start", "started", "exited", "Kill", ""])
+def test_a_client_says_nothing_that_is_a_supervisors(kind: str) -> None:
+    with pytest.raises(ProtocolError, match=f"the client said {kind!r}, which is not in the"):
+        parse_from_client({"type": kind})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"type": "signal"},
+        {"type": "signal", "number": None},
+        {"type": "signal", "number": "INT"},
+        {"type": "signal", "number": []},
+        {"type": "signal", "number": float("nan")},
+    ],
+    ids=repr,
+)
+def test_what_a_client_does_not_say(message: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        parse_from_client(message)
+
+
+@pytest.mark.xfail(strict=True, reason="OverflowError is not caught")
+def test_a_signal_without_end() -> None:
+    with pytest.raises(ProtocolError):
+        parse_from_client(messages.decode(b'{"type":"signal","number":1e999}'))
+
+
+# -- whatever comes ----------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["type", "fact", "key", "x"]), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from([*STARTED.to_message(), "text", "reason", "returncode", "number"]), VALUES
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@given(fields=FIELDS, kind=st.sampled_from(["started", "notice", "exited", "signal", "kill", "x"]))
+def test_fields_are_a_message_or_a_protocol_error(fields: dict[str, Any], kind: str) -> None:
+    for parse in (parse_from_supervisor, parse_from_client):
+        try:
+            message = parse(fields | {"type": kind})
+        except ProtocolError:
+            continue
+        assert message.to_message()["type"] == kind
