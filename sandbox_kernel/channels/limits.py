@@ -21,7 +21,7 @@ class MessageLimits:
     """
 
     max_frame_bytes: int = 64 * _MIB
-    """One frame from the kernel. libzmq cuts the link to a kernel that sends a larger one."""
+    """One frame from the kernel. libzmq cuts the link on which a larger one comes."""
     max_message_bytes: int = 64 * _MIB
     """All frames of one message from the kernel."""
     max_client_frame_bytes: int = 256 * _MIB

@@ -174,10 +174,11 @@ class Proxy:
                 back.setsockopt(zmq.SUBSCRIBE, b"sandbox-" + identity)
             elif channel is not Channel.HB:
                 back.setsockopt(zmq.ROUTING_ID, identity)
+            endpoint = self._backend.endpoint(channel)
             if channel is not Channel.HB:
-                self._monitors[channel] = LinkMonitor(back)
+                self._monitors[channel] = LinkMonitor(back, endpoint)
             try:
-                back.connect(self._backend.endpoint(channel))
+                back.connect(endpoint)
             except zmq.ZMQError as error:
                 raise ChannelError(
                     f"the kernel's {channel.value} channel cannot be connected to",

@@ -154,7 +154,9 @@ def _name_ids(data: dict[str, Any]) -> dict[str, Any]:
     def name(match: re.Match[str]) -> str:
         return str(names.get(match[0], "view"))
 
-    named: dict[str, Any] = json.loads(re.sub(r"\b[0-9a-f]{32}\b", name, json.dumps(data)))
+    named: dict[str, Any] = json.loads(
+        re.sub(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", name, json.dumps(data))
+    )
     return named
 
 

@@ -32,9 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(
-        console_module, "time", types.SimpleNamespace(monotonic=clock.monotonic)
-    )
+    monkeypatch.setattr(console_module, "time", types.SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
@@ -87,7 +85,9 @@ def test_the_rarer_controls(code: int) -> None:
 
 
 @settings(derandomize=True, database=None, deadline=None)
-@given(raw=st.binary(max_size=300) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "replace")))
+@given(
+    raw=st.binary(max_size=300) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "replace"))
+)
 def test_no_control_character_survives(raw: bytes) -> None:
     text = clean(raw)
     assert len(text) <= LINE

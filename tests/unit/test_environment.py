@@ -32,7 +32,9 @@ SECRETS: Final = (
     "SANDBOX_KERNEL_CGROUP", "MEM_LIMIT", "CPU_LIMIT", "JPY_PARENT_PID", "",
 )  # fmt: skip
 
-NAMES = st.text(min_size=1, max_size=12) | st.sampled_from([*SECRETS, *ALLOWED, *RESERVED, "LC_ALL"])
+NAMES = st.text(min_size=1, max_size=12) | st.sampled_from(
+    [*SECRETS, *ALLOWED, *RESERVED, "LC_ALL"]
+)
 ENVIRONMENTS = st.dictionaries(NAMES, st.text(max_size=8), max_size=12)
 bounded = settings(derandomize=True, database=None, deadline=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,9 @@ def test_run_by_root_without_a_range_is_refused(tables: Tables) -> None:
         tables.plan(Identity.KEEP_ID, uid=0, gid=0)
     path = tables.folder / "subuid"
     assert caught.value.message == (
-        f"{path} gives user 'root' 0 of 1 ids: run by root, a kernel never gets host id 0 and needs "
-        "a subordinate id; remedy: as root: usermod --add-subuids 524288-589823 root (or another "
-        "range that is free)"
+        f"{path} gives user 'root' 0 of 1 ids: run by root, a kernel never gets host id 0 and "
+        "needs a subordinate id; remedy: as root: usermod --add-subuids 524288-589823 root (or "
+        "another range that is free)"
     )
 
 
@@ -283,6 +284,6 @@ def test_every_plan_is_one_to_one_and_holds_what_was_asked(
         if uid == 0:
             assert 0 not in {o for _, o in pairs}
         # as few lines as can be: no two that could be one
-        for a, b in zip(mappings, mappings[1:], strict=False):
+        for a, b in itertools.pairwise(mappings):
             assert a.inside + a.count <= b.inside
             assert (a.inside + a.count, a.outside + a.count) != (b.inside, b.outside)

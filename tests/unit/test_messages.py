@@ -217,9 +217,7 @@ def test_what_is_no_message_is_refused_and_its_descriptors_are_closed(
 
 def test_an_empty_packet_with_a_descriptor(ends: Pair, descriptor: int) -> None:
     before = open_descriptors()
-    ends[0].sendmsg(
-        [b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-    )
+    ends[0].sendmsg([b""], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
     with pytest.raises(ProtocolError, match="a message is empty"):
         receive(ends[1])
     assert open_descriptors() == before

@@ -68,7 +68,8 @@ def test_a_kind_of_namespace_that_is_forbidden(flag: CloneFlag, kind: str, tmp_p
     cause, remedy = diagnose(flag, errno.ENOSPC, tree)
     file = tree / f"user/max_{kind}_namespaces"
     assert cause == (
-        f"no space left on device (ENOSPC): {file} is 0, so this kind of namespace is forbidden here"
+        f"no space left on device (ENOSPC): {file} is 0, so this kind of namespace is forbidden "
+        "here"
     )
     assert remedy == f"as root: sysctl -w user.max_{kind}_namespaces=15000"
     other = CloneFlag.NEWUTS if flag is not CloneFlag.NEWUTS else CloneFlag.NEWIPC

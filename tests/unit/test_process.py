@@ -131,9 +131,10 @@ def test_exit_now_runs_nothing_that_was_registered() -> None:
 OPEN_TEN = """
     for _ in range(10):
         os.open("/dev/null", os.O_RDONLY)
-    high = os.dup2(3, 900, inheritable=False)
+    os.dup2(3, 900, inheritable=False)
     def listed():
-        return sorted(int(n) for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}"))
+        names = os.listdir("/proc/self/fd")
+        return sorted(int(n) for n in names if os.path.lexists(f"/proc/self/fd/{n}"))
     assert {3, 5, 6, 12, 900} < set(listed())
 """  # fmt: skip
 
@@ -249,6 +250,8 @@ def test_what_holds_a_key_leaves_no_core() -> None:
     code = """
         process.no_core_dump()
         import ctypes
-        tell([list(resource.getrlimit(resource.RLIMIT_CORE)), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)])
+        get_dumpable = 3
+        dumpable = ctypes.CDLL(None).prctl(get_dumpable, 0, 0, 0, 0)
+        tell([list(resource.getrlimit(resource.RLIMIT_CORE)), dumpable])
     """
-    assert told(code) == [[0, 0], 0]  # PR_GET_DUMPABLE
+    assert told(code) == [[0, 0], 0]

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,11 +187,21 @@ def test_what_was_planted_in_its_place_falls_through(
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755  # nothing was changed through the link
 
 
-@pytest.mark.needs("root")
-def test_a_directory_that_another_user_planted_is_refused(base: Path, second: Path) -> None:
+def test_a_directory_that_another_user_planted_is_refused(
+    base: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planted = base / "sandbox-kernel"
     planted.mkdir(mode=0o700)
-    os.chown(planted, NOBODY, NOBODY)
+    real_lstat = os.lstat
+
+    def lstat(path: str | Path, **kwargs: Any) -> os.stat_result:
+        """Only root could give it away, so the owner is told by the fake."""
+        found = list(real_lstat(path, **kwargs))
+        if str(path) == str(planted):
+            found[stat.ST_UID] = NOBODY
+        return os.stat_result(found)
+
+    monkeypatch.setattr(rundir.os, "lstat", lstat)
     environment = {"XDG_RUNTIME_DIR": str(base), "JUPYTER_RUNTIME_DIR": str(second)}
     assert make(KERNEL, environment=environment).parent.parent == second
 
@@ -280,7 +291,11 @@ def test_a_server_whose_name_is_odd_lives(base: Path) -> None:
     program = base / "a) R 1 (b"
     program.symlink_to("/bin/cat")
     parent = base / "sandbox-kernel"
-    with subprocess.Popen([str(program)], stdin=subprocess.PIPE) as child:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([str(program)], **pipes) as child:  # type: ignore[call-overload]
+        child.stdin.write(b"x\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"x\n"  # the kernel sets the name late in execve
         name = Path(f"/proc/{child.pid}/comm").read_text().strip()
         assert name == program.name
         path = directory(parent, f"kernel.{child.pid}.{start_time(child.pid)}")

@@ -1,0 +1,267 @@
+"""For all values: a number or a size is what it says or an error that says why; specs travel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Final, TypeVar
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sandbox_kernel.errors import SpecError
+from sandbox_kernel.spec import (
+    CPUS_MAXIMUM,
+    CPUS_MINIMUM,
+    KEYS,
+    MEMORY_MINIMUM,
+    PIDS_MAXIMUM,
+    PIDS_MINIMUM,
+    SYSTEM_TARGETS,
+    SandboxSpec,
+    parse_size,
+    parse_spec,
+    spec_from_dict,
+)
+
+#: The same examples in every run and for every user, and no database in a folder of somebody's.
+bounded = settings(derandomize=True, database=None, deadline=None, max_examples=300)
+LARGEST: Final = 2**63 - 1
+_T = TypeVar("_T")
+UNITS: Final = {
+    "": 1, "K": 2**10, "KiB": 2**10, "M": 2**20, "MiB": 2**20, "G": 2**30, "GiB": 2**30,
+    "T": 2**40, "TiB": 2**40,
+}  # fmt: skip
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+EDGES = st.sampled_from(
+    [
+        0, -1, 1, 31, 32, 2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63), True, False, 0.0, -0.0,
+        0.01, 4096.0, 1e9, 1e308, float("nan"), float("inf"), float("-inf"), "1e9", "1GiB ", " 1G",
+        "1G\n", "9" * 400, "\u096f", "1\u0968M", "\uff11\uff2d", "²", "0", "-1", "+1", "1_0", "0x1",
+        "inf", "nan", "True", "",
+    ]
+)  # fmt: skip
+
+
+def attempt(call: Callable[[], _T]) -> _T | SpecError:
+    """The result, or the SpecError; any other exception is a failure of the test."""
+    try:
+        return call()
+    except SpecError as error:
+        return error
+
+
+def outcome(key: str, value: object) -> Any:
+    """The parsed cap, or the SpecError whose words have been checked."""
+    result = attempt(lambda: parse_spec({key: value}))
+    if isinstance(result, SpecError):
+        assert result.message.startswith(f"{key} = {value!r} is not possible: allowed is ")
+        assert isinstance(result, ValueError)
+        return result
+    return getattr(result.caps, key)
+
+
+# -- sizes -------------------------------------------------------------------------------------
+
+
+@bounded
+@given(whole=st.integers(0, 10**19), unit=st.sampled_from(sorted(UNITS)))
+@example(whole=2**63 - 1, unit="")
+@example(whole=2**63, unit="")
+@example(whole=2**53 - 1, unit="K")
+@example(whole=2**53, unit="K")
+@example(whole=0, unit="T")
+def test_a_whole_size_is_exact_or_refused(whole: int, unit: str) -> None:
+    text, size = f"{whole}{unit}", whole * UNITS[unit]
+    result = attempt(lambda: parse_size("memory", text))
+    if 1 <= size <= LARGEST and len(str(whole)) <= 19:
+        assert result == size
+    else:
+        assert isinstance(result, SpecError)
+
+
+@bounded
+@given(
+    whole=st.integers(0, 10**7),
+    digits=st.text("0123456789", min_size=1, max_size=9),
+    unit=st.sampled_from(sorted(UNITS)),
+)
+def test_a_broken_size_is_rounded_down_to_a_byte(whole: int, digits: str, unit: str) -> None:
+    text = f"{whole}.{digits}{unit}"
+    size = int(Fraction(f"{whole}.{digits}") * UNITS[unit])
+    result = attempt(lambda: parse_size("memory", text))
+    if unit and 1 <= size <= LARGEST:
+        assert result == size
+    else:
+        assert isinstance(result, SpecError)
+        assert repr(text) in result.message
+
+
+@bounded
+@given(value=ANYTHING | EDGES, minimum=st.integers(1, 2**40))
+def test_whatever_is_given_for_a_size(value: object, minimum: int) -> None:
+    size = attempt(lambda: parse_size("key", value, minimum=minimum))
+    if isinstance(size, SpecError):
+        assert size.message.startswith(f"key = {value!r} is not possible: allowed is a size")
+        assert f"at least {minimum}" in size.allowed
+        return
+    assert type(size) is int
+    assert minimum <= size <= LARGEST
+    assert type(value) in (int, str)
+    if isinstance(value, str):
+        assert value.isascii() and value == value.strip() and value[0].isdigit()
+
+
+@bounded
+@given(size=st.integers(1, LARGEST))
+def test_a_size_in_bytes_is_itself(size: int) -> None:
+    assert parse_size("key", size) == parse_size("key", str(size)) == size
+
+
+# -- numbers -----------------------------------------------------------------------------------
+
+
+@bounded
+@given(value=ANYTHING | EDGES)
+def test_whatever_is_given_for_memory(value: object) -> None:
+    result = outcome("memory", value)
+    if not isinstance(result, SpecError):
+        assert type(result) is int and MEMORY_MINIMUM <= result <= LARGEST
+
+
+@bounded
+@given(value=ANYTHING | EDGES | st.floats(-1, 5000) | st.integers(-1, 5000))
+def test_whatever_is_given_for_cpus(value: object) -> None:
+    result = outcome("cpus", value)
+    possible = type(value) in (int, float) and CPUS_MINIMUM <= value <= CPUS_MAXIMUM  # type: ignore[operator]
+    assert possible is not isinstance(result, SpecError)
+    if possible:
+        assert type(result) is float and result == value
+
+
+@bounded
+@given(value=ANYTHING | EDGES | st.integers(-1, PIDS_MAXIMUM + 1))
+def test_whatever_is_given_for_pids(value: object) -> None:
+    result = outcome("pids", value)
+    possible = type(value) is int and PIDS_MINIMUM <= value <= PIDS_MAXIMUM  # type: ignore[operator]
+    assert possible is not isinstance(result, SpecError)
+    if possible:
+        assert type(result) is int and result == value
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_whatever_is_given_for_a_key(key: str) -> None:
+    @bounded
+    @given(value=ANYTHING | EDGES)
+    def check(value: object) -> None:
+        spec = attempt(lambda: parse_spec({key: value}))
+        if isinstance(spec, SpecError):
+            assert spec.key == key or spec.key.startswith((f"{key}[", f"{key}."))
+            assert len(spec.allowed) > 5
+            return
+        assert spec_from_dict(spec.to_dict()) == spec
+
+    check()
+
+
+@bounded
+@given(key=st.text(max_size=20), value=ANYTHING)
+def test_a_key_is_known_or_refused(key: str, value: object) -> None:
+    if key in KEYS:
+        return
+    with pytest.raises(SpecError) as caught:
+        parse_spec({key: value})
+    assert caught.value.message.startswith(f"{key} = {value!r} is not possible")
+    assert "memory" in caught.value.allowed
+
+
+# -- whole specs -------------------------------------------------------------------------------
+
+SEGMENTS = st.text(
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=8
+).filter(lambda text: text not in (".", ".."))
+PATHS = st.builds(
+    lambda top, below: "/".join([top, *below]),
+    st.sampled_from(["/srv", "/home/alice", "~", "//data", "/var/lib"]),
+    st.lists(SEGMENTS, max_size=3),
+)
+SIZES = st.integers(2**20, LARGEST) | st.sampled_from(["1M", "1.5G", "2TiB", "1048576"])
+MOUNTS = st.fixed_dictionaries(
+    {"source": PATHS}, optional={"target": PATHS, "mode": st.sampled_from(["ro", "rw", "overlay"])}
+)
+VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
+    "identity": st.sampled_from(["keep-id", "root", "isolated"]),
+    "id_range": st.integers(0, 2**31 - 1),
+    "workspace": st.sampled_from(["rw", "ro", "overlay"]),
+    "workspace_path": PATHS,
+    "mounts": st.lists(MOUNTS, max_size=3),
+    "hide": st.lists(PATHS, max_size=3),
+    "memory": st.integers(MEMORY_MINIMUM, LARGEST),
+    "cpus": st.floats(CPUS_MINIMUM, CPUS_MAXIMUM),
+    "pids": st.integers(PIDS_MINIMUM, PIDS_MAXIMUM),
+    "on_missing_cap": st.sampled_from(["error", "warn"]),
+    **{f"{name}_size": SIZES for name in ("home", "tmp", "shm", "run", "overlay")},
+    "inodes": st.integers(1000, 2**31 - 1),
+    "network": st.just("none"),
+    "env_pass": st.lists(st.from_regex("[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), max_size=3),
+    "hostname": st.from_regex("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
+    "transport": st.sampled_from(["ipc", "tcp"]),
+    "start_timeout": st.floats(1, 600) | st.integers(1, 600),
+}
+CONFIGS = st.fixed_dictionaries({}, optional=VALUES)
+
+
+def test_the_strategy_above_knows_every_key() -> None:
+    assert set(VALUES) == set(KEYS)
+
+
+@bounded
+@given(config=CONFIGS)
+def test_every_valid_spec_travels(config: dict[str, Any]) -> None:
+    spec = parse_spec(config)
+    assert spec_from_dict(spec.to_dict()) == spec
+    assert spec_from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert hash(spec) == hash(spec_from_dict(spec.to_dict()))
+
+
+@bounded
+@given(config=CONFIGS)
+def test_every_path_of_a_valid_spec_is_absolute_normal_and_no_wall(config: dict[str, Any]) -> None:
+    spec = parse_spec(config)
+    targets = [mount.target for mount in spec.mounts]
+    if spec.workspace_path is not None:
+        targets.append(spec.workspace_path)
+    for path in (*targets, *spec.hide, *(mount.source for mount in spec.mounts)):
+        assert path.startswith("/") and not path.startswith("//")
+        assert not path.endswith("/") or path == "/"
+        assert not {"", ".", ".."} & set(path.split("/")[1:]) or path == "/"
+    for path in targets:
+        assert path != "/"
+        assert not [t for t in SYSTEM_TARGETS if path == t or path.startswith(t + "/")]
+
+
+@bounded
+@given(config=CONFIGS)
+def test_a_key_changes_nothing_but_itself(config: dict[str, Any]) -> None:
+    together = parse_spec(config)
+    for key, value in config.items():
+        alone = parse_spec({key: value})
+        for name in KEYS:
+            if name not in config:
+                assert _read(together, name) == _read(SandboxSpec(), name)
+        assert _read(alone, key) == _read(together, key)
+
+
+def _read(spec: SandboxSpec, key: str) -> Any:
+    if key in ("memory", "cpus", "pids"):
+        return getattr(spec.caps, key)
+    if key == "inodes" or key.endswith("_size"):
+        return getattr(spec.tmpfs, key.removesuffix("_size"))
+    return getattr(spec, key)
