@@ -15,7 +15,9 @@ from typing import Final
 _LINE_MAXIMUM: Final = 500
 _LINES_A_SECOND: Final = 50
 _TAIL: Final = 5
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL: Final = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 
 
 class Console:

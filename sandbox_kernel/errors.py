@@ -81,7 +81,7 @@ class SpecError(SandboxError, ValueError):
         self.key = key
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{key} = {value!r} is not possible", cause=f"allowed is {allowed}")
+        super().__init__(f"{key} = {_shown(value)} is not possible", cause=f"allowed is {allowed}")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -90,6 +90,13 @@ class SpecError(SandboxError, ValueError):
             "value": self.value if isinstance(self.value, (str, int, float)) else repr(self.value),
             "allowed": self.allowed,
         }
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return f"a value of type {type(value).__name__} that is too long to print"
 
 
 class SetupError(SandboxError):

@@ -1,8 +1,9 @@
 """The launcher: a zygote that has imported what an ipykernel needs and forks one a request.
 
-Started by :mod:`.client`, see ``launcher_command`` there, with a bare environment. It has one thread, holds no secret and reads no request: it
-receives one end of a lifeline, forks a supervisor onto it and forgets it. It ends when its client
-is gone and its last supervisor has ended; a crash of it costs no running kernel.
+Started by :mod:`.client`, see ``launcher_command`` there, with a bare environment. It has one
+thread, holds no secret and reads no request: it receives one end of a lifeline, forks a supervisor
+onto it and forgets it. It ends when its client is gone and its last supervisor has ended; a crash
+of it costs no running kernel.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
                 return Notice(str(message["text"]))
             case "exited":
                 return Exited(int(message["returncode"]), str(message["reason"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ProtocolError("a message of the supervisor is malformed") from error
     raise ProtocolError(f"the supervisor said {message['type']!r}, which is not in the protocol")
 
@@ -188,6 +188,6 @@ def parse_from_client(message: Mapping[str, Any]) -> FromClient:
                 return Signal(int(message["number"]))
             case "kill":
                 return Kill()
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ProtocolError("a message of the client is malformed") from error
     raise ProtocolError(f"the client said {message['type']!r}, which is not in the protocol")

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Any as AnyTrait
+from traitlets.config.loader import Config, LazyConfigValue
 
 from . import rundir
 from .client import Sandbox, launcher_command
@@ -69,13 +70,14 @@ class SandboxProvisioner(LocalProvisioner):
     _launcher_command: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, **kwargs: Any) -> None:
-        for key in kwargs.keys() - _FRAMEWORK - set(KEYS):
+        for key in kwargs.keys() - _FRAMEWORK:
             # traitlets would only warn, and a limit would silently be gone
-            raise SpecError(key, kwargs[key], "one of the keys " + ", ".join(KEYS))
-        super().__init__(**kwargs)
-        for key, value in self.config.get(type(self).__name__, {}).items():
             if key not in KEYS:
-                raise SpecError(key, value, "one of the keys " + ", ".join(KEYS))
+                raise SpecError(key, kwargs[key], "one of the keys " + ", ".join(KEYS))
+            if kwargs[key] is None:
+                raise SpecError(key, None, "a value, or no such key")
+        super().__init__(**kwargs)
+        _check_config(self._find_my_config(self.config))
         self.spec: SandboxSpec = parse_spec(
             {key: value for key in KEYS if (value := getattr(self, key)) is not None}
         )
@@ -254,6 +256,21 @@ class SandboxProvisioner(LocalProvisioner):
     async def get_provisioner_info(self) -> dict[str, Any]:
         """For persistence; a sandbox ends with its server, so there is nothing to come back to."""
         return await super().get_provisioner_info()
+
+
+def _check_config(config: Config) -> None:
+    """What of the server's config reaches this class: known keys, whole values.
+
+    Raises:
+        SpecError: an unknown key, or an ``append`` to a list that traitlets would drop in silence.
+    """
+    for key, value in config.items():
+        if isinstance(value, Config):
+            continue  # a section of its own, for another class
+        if key not in KEYS:
+            raise SpecError(key, value, "one of the keys " + ", ".join(KEYS))
+        if isinstance(value, LazyConfigValue):
+            raise SpecError(key, value, "a whole value: a list is set, not appended to")
 
 
 async def _readable(fd: int) -> None:

@@ -9,6 +9,7 @@ clients keep the endpoints.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import stat
@@ -31,7 +32,11 @@ def make(kernel_id: str, *, environment: dict[str, str] | None = None) -> Path:
     """
     parent = _parent(dict(os.environ) if environment is None else environment)
     sweep(parent)
-    short = re.sub(r"[^0-9A-Za-z]", "", kernel_id)[:12] or "kernel"
+    short = re.sub(r"[^0-9A-Za-z]", "", kernel_id)
+    if len(short) > 12 and not re.fullmatch(r"[0-9a-f]{32}", short):
+        # the beginning of a name that somebody chose may be another kernel's beginning too
+        short = hashlib.sha256(kernel_id.encode(errors="surrogatepass")).hexdigest()
+    short = short[:12] or "kernel"
     path = parent / f"{short}.{os.getpid()}.{_start_time(os.getpid())}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -47,14 +52,18 @@ def make(kernel_id: str, *, environment: dict[str, str] | None = None) -> Path:
 
 def remove(path: Path) -> None:
     """Remove the directory and the sockets in it. Never raises: it may be gone already."""
+    _empty(path)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()  # succeeds for the last kernel only
+
+
+def _empty(path: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(path):
             if entry.name.startswith("k-"):
                 os.unlink(entry.path)
     with contextlib.suppress(OSError):
         path.rmdir()
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()  # succeeds for the last kernel only
 
 
 def sweep(parent: Path) -> None:
@@ -65,7 +74,7 @@ def sweep(parent: Path) -> None:
             if match is None or not entry.is_dir(follow_symlinks=False):
                 continue
             if _start_time(int(match[1])) != match[2]:
-                remove(Path(entry.path))
+                _empty(Path(entry.path))
         _check(parent)
 
 

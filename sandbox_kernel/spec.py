@@ -281,6 +281,10 @@ def _path(key: str, value: object) -> str:
         raise SpecError(key, value, allowed)
     if any(ord(c) < 32 or ord(c) == 127 for c in value) or len(value) > 4000:
         raise SpecError(key, value, allowed)
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise SpecError(key, value, allowed) from None
     if ".." in value.split("/"):
         raise SpecError(key, value, allowed)
     path = os.path.normpath(os.path.expanduser(value))
@@ -321,8 +325,14 @@ SYSTEM_TARGETS: Final = (
 )  # fmt: skip
 
 
+#: Not these themselves, though folders below them: others' files lie there, or other kernels'.
+SHARED_TARGETS: Final = ("/", "/home", "/tmp", "/var", "/var/tmp")
+
+
 def _covers_system(path: str) -> bool:
-    return path == "/" or any(path == t or path.startswith(t + "/") for t in SYSTEM_TARGETS)
+    return path in SHARED_TARGETS or any(
+        path == t or path.startswith(t + "/") for t in SYSTEM_TARGETS
+    )
 
 
 def check_workspace(path: str) -> str:
@@ -331,7 +341,8 @@ def check_workspace(path: str) -> str:
         raise SpecError(
             "workspace_path",
             path,
-            f"a folder that is not / and not within {', '.join(SYSTEM_TARGETS)}",
+            f"a folder that is none of {', '.join(SHARED_TARGETS)} and not within "
+            + ", ".join(SYSTEM_TARGETS),
         )
     return path
 

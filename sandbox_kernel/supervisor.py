@@ -13,6 +13,7 @@ removes: the supervisor writes down each thing on :class:`Leftovers` before it m
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import json
 import os
@@ -159,8 +160,8 @@ def _build(
     shared: Shared,
 ) -> Supervisor:
     """Every step of set-up in its order; what is made is on ``stack`` at once."""
-    spec, facts = request.spec, shared.facts
     cwd = _working_directory(request)
+    spec, facts = _resolved(request.spec, cwd), shared.facts
     ids = idmap.plan(
         spec.identity, spec.id_range, uid=os.getuid(), gid=os.getgid(), user=facts.user
     )
@@ -239,6 +240,17 @@ def _check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
             f"{found.st_mode & 0o7777:04o}, owner {found.st_uid}:{found.st_gid}",
             remedy=f"set workspace to 'overlay' or 'ro', or chown {uid}:{gid} the folder",
         )
+
+
+def _resolved(spec: SandboxSpec, cwd: str) -> SandboxSpec:
+    """Every host path without symlinks, for the plan compares them with the home and each other."""
+    real = os.path.realpath
+    return dataclasses.replace(
+        spec,
+        workspace_path=cwd if spec.workspace_path is not None else None,
+        mounts=tuple(dataclasses.replace(m, source=real(m.source)) for m in spec.mounts),
+        hide=tuple(dict.fromkeys(p for path in spec.hide for p in (path, real(path)))),
+    )
 
 
 def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:

@@ -8,6 +8,7 @@ says nothing: that is what a kernel's end looks like too, and after that libzmq 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 import zmq
@@ -38,7 +39,8 @@ class LinkMonitor:
     def was_restored(self) -> bool:
         """Read all news, reconnect if libzmq does not; true if a link that was cut is there again.
 
-        Blocks for some milliseconds after a cut.
+        Blocks for some milliseconds after a cut. Call it when the watched socket was read empty:
+        what is still in it goes with a link that has to be made again.
         """
         restored = False
         while (event := self._next(0)) is not None:
@@ -47,10 +49,16 @@ class LinkMonitor:
                 self._cuts += 1
                 event = self._next(_RETRY_SHOWS_MS)
                 if event is None and self._cuts < MOST_CUTS:
-                    self._watched.connect(self._endpoint)
+                    self._reconnect()
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._cut:
                 self._cut, restored = False, True
         return restored
+
+    def _reconnect(self) -> None:
+        # to connect to an endpoint that libzmq still lists does nothing
+        with contextlib.suppress(zmq.ZMQError):
+            self._watched.disconnect(self._endpoint)
+        self._watched.connect(self._endpoint)
 
     def _next(self, timeout_ms: int) -> int | None:
         if not self.socket.poll(timeout_ms):

@@ -268,6 +268,13 @@ class Proxy:
             count += lane.pump_requests()
         return count
 
+    def _pump_back(self, channel: Channel) -> None:
+        if channel is Channel.IOPUB:
+            self._upstream.pump()
+        for lane in self._lanes:
+            if lane.channel is channel:
+                lane.pump_replies()
+
     def _flush(self, deadline: float) -> None:
         self._broadcast.flush()
         while self._broadcast.held and (left := deadline - time.monotonic()) > 0:
@@ -275,6 +282,7 @@ class Proxy:
             self._broadcast.flush()
 
     def _look_at_link(self, channel: Channel, monitor: LinkMonitor) -> None:
+        self._pump_back(channel)
         if monitor.was_restored():
             self._report(
                 f"the link to the kernel's {channel.value} channel was cut and made again: the "

@@ -138,9 +138,10 @@ def _spare_ids(
     if not needed:
         return []
     found: list[int] = []
-    for block in subordinate_ranges(path, user, uid):
-        first = max(block.start, 1)
-        last = block.start + block.count
+    last = 1
+    for block in sorted(subordinate_ranges(path, user, uid), key=lambda block: block.start):
+        first = max(block.start, last)  # a range may be there twice, under name and uid
+        last = max(block.start + block.count, last)
         found += range(first, min(last, first + needed - len(found)))
         if len(found) == needed:
             return found

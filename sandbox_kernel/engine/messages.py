@@ -8,6 +8,7 @@ that give it meaning are frozen dataclasses, see :mod:`sandbox_kernel.protocol` 
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from ..errors import ProtocolError
 #: Bytes of one message. An environment or a spec beyond this is refused, never cut.
 MESSAGE_MAXIMUM: Final = 160 * 1024
 _DESCRIPTORS_MAXIMUM: Final = 8
+_ANCILLARY: Final = socket.CMSG_LEN(_DESCRIPTORS_MAXIMUM * array.array("i").itemsize)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -39,7 +41,9 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
             f"a message of type {message.get('type')!r} has {len(raw)} bytes",
             cause=f"{MESSAGE_MAXIMUM} can be sent; the environment or the spec is too large",
         )
-    socket.send_fds(sock, [raw], list(fds), socket.MSG_NOSIGNAL)
+    # not socket.send_fds: up to Python 3.11 it drops its flags
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([raw], rights, socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], list[int]] | None:
@@ -49,9 +53,11 @@ def receive(sock: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], lis
         ProtocolError: what arrived is not a message. Its descriptors have been closed.
         BlockingIOError: ``flags`` has MSG_DONTWAIT and nothing is there.
     """
-    raw, fds, status, _ = socket.recv_fds(
-        sock, MESSAGE_MAXIMUM, _DESCRIPTORS_MAXIMUM, flags | socket.MSG_CMSG_CLOEXEC
+    # not socket.recv_fds: up to Python 3.11 it drops its flags
+    raw, ancillary, status, _ = sock.recvmsg(
+        MESSAGE_MAXIMUM, _ANCILLARY, flags | socket.MSG_CMSG_CLOEXEC
     )
+    fds = [fd for level, kind, data in ancillary for fd in _descriptors(level, kind, data)]
     try:
         if status & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolError(f"a message is larger than {MESSAGE_MAXIMUM} bytes")
@@ -64,6 +70,15 @@ def receive(sock: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], lis
         for fd in fds:
             os.close(fd)
         raise
+
+
+def _descriptors(level: int, kind: int, data: bytes) -> list[int]:
+    """Those in one control message; a cut one holds whole numbers all the same."""
+    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        return []
+    numbers = array.array("i")
+    numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return list(numbers)
 
 
 def decode(raw: bytes) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from sandbox_kernel.client import Launcher
 
 #: Seconds. A sandbox dies by end of file on a pipe, its cgroup after its last process.
 PATIENCE = 15.0
+#: Folders in which nobody but a sandbox and its client makes anything.
+_WATCHED = ("run", "jupyter", "tmp")
 _SET_CHILD_SUBREAPER = 36
 
 
@@ -69,7 +71,7 @@ def ground() -> Iterator[Ground]:
     meanwhile and still known to :class:`Launcher`: it is for the next kernel.
     """
     folder = Path(tempfile.mkdtemp(prefix="ski-", dir="/tmp"))
-    for name in ("run", "jupyter", "tmp", "work"):
+    for name in (*_WATCHED, "work"):
         (folder / name).mkdir(mode=0o700)
     with _adopting(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
@@ -207,14 +209,14 @@ def _mounts(folder: Path) -> Iterator[str]:
 
 
 def _bound_sockets(folder: Path) -> Iterator[str]:
-    """Unix sockets that are bound below ``folder``, even where their file is gone."""
+    """Unix sockets that are bound in one of :data:`_WATCHED`, even where their file is gone."""
     for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
         path = line.split(maxsplit=7)[-1]
-        if str(folder) in path:
+        if any(f"{folder}/{name}/" in path for name in _WATCHED):
             yield path
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """But what is in the notebook's folder, and the kernelspec: those are the test's own."""
-    for name in ("run", "jupyter", "tmp"):
+    for name in _WATCHED:
         yield from (folder / name).rglob("*")

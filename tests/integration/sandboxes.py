@@ -7,11 +7,13 @@ by :func:`run_cell`, which waits for the reply and for ``idle`` and collects wha
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import queue
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from typing import Any
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
+
+from sandbox_kernel.client import Launcher
+from sandbox_kernel.protocol import Started
 
 #: Seconds. Generous: the machine that runs the tests may be slow, and nothing waits that long.
 TIMEOUT = 60.0
@@ -148,6 +153,59 @@ def value(client: BlockingKernelClient, expression: str) -> Any:
     cell = run_cell(client, f"import json as _j; print(_j.dumps({expression}))")
     assert cell.ok, f"{cell.ename}: {cell.evalue}"
     return json.loads(cell.stdout)
+
+
+def inside(
+    client: BlockingKernelClient, function: Callable[..., Any], *arguments: Any,
+    timeout: float = TIMEOUT,
+) -> Any:  # fmt: skip
+    """Call ``function`` inside and return what it returned, as JSON carries it.
+
+    Its source is what is sent, so it imports what it needs itself and knows nothing of its module.
+    """
+    source = textwrap.dedent(inspect.getsource(function))
+    call = f"{function.__name__}(*_json.loads({json.dumps(arguments)!r}))"
+    cell = run_cell(
+        client,
+        f"from __future__ import annotations\nimport json as _json\n{source}\n"
+        f"print('\\n' + _json.dumps({call}))",
+        timeout=timeout,
+    )
+    assert cell.ok, f"{cell.ename}: {cell.evalue}"
+    return json.loads(cell.stdout.splitlines()[-1])
+
+
+def said(km: KernelManager) -> Started:
+    """What the supervisor of a running kernel said when it had started."""
+    started_message: Started | None = km.provisioner.sandbox.started  # type: ignore[union-attr]
+    assert started_message is not None
+    return started_message
+
+
+def kernel_pid(km: KernelManager) -> int:
+    """Host pid of the sandbox's pid 2."""
+    parent = f"PPid:\t{said(km).init_pid}\n"
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            text = path.read_text(errors="replace")
+            if parent in text and f"NSpid:\t{path.parent.name}\t2\n" in text:
+                return int(path.parent.name)
+    raise LookupError("no process on this host is pid 2 of the sandbox")
+
+
+@contextlib.contextmanager
+def own_launcher() -> Iterator[None]:
+    """A launcher for this block alone: it reads its environment when it starts."""
+    _end_launchers()
+    try:
+        yield
+    finally:
+        _end_launchers()
+
+
+def _end_launchers() -> None:
+    for launcher in Launcher.close_all():
+        launcher.process.wait(timeout=TIMEOUT)
 
 
 def no_message(client: BlockingKernelClient) -> bool:

@@ -136,9 +136,7 @@ def test_comms_carry_buffers_both_ways(stand: Stand) -> None:
         "get_ipython().kernel.comm_manager.register_target('echo', opened)",
     )
     assert reply["status"] == "ok"
-    message = client.session.msg(
-        "comm_open", {"comm_id": "c", "target_name": "echo", "data": {}}
-    )
+    message = client.session.msg("comm_open", {"comm_id": "c", "target_name": "echo", "data": {}})
     client.session.send(client.shell_channel.socket, message, buffers=[bytes(2_000_000)])
     while (answer := client.get_iopub_msg(timeout=TIMEOUT))["msg_type"] != "comm_msg":
         pass

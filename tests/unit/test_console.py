@@ -78,7 +78,6 @@ def test_no_text_is_turned_around(code: int) -> None:
     assert clean(f"a{chr(code)}b".encode()) == f"a{MARK}b"
 
 
-@pytest.mark.xfail(strict=True, reason="console._CONTROL lacks U+061C, U+2028 and U+2029")
 @pytest.mark.parametrize("code", [0x061C, 0x2028, 0x2029])
 def test_the_rarer_controls(code: int) -> None:
     assert clean(f"a{chr(code)}b".encode()) == f"a{MARK}b"

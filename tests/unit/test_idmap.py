@@ -171,7 +171,6 @@ def test_a_range_of_host_id_0_alone_gives_nothing(tables: Tables) -> None:
         tables.plan(Identity.ISOLATED)
 
 
-@pytest.mark.xfail(strict=True, reason="_spare_ids takes ids twice from ranges that overlap")
 def test_a_range_that_is_there_under_name_and_uid_counts_once(tables: Tables) -> None:
     tables.write(f"alice:100000:10\n{UID}:100000:10\n")
     with pytest.raises(IdMapError, match="10 of 11 ids"):

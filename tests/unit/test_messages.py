@@ -80,7 +80,6 @@ def test_descriptors_go_along(ends: Pair, descriptor: int) -> None:
         os.close(fd)
 
 
-@pytest.mark.xfail(strict=True, reason="socket.recv_fds of Python 3.11 drops its flags")
 def test_a_descriptor_does_not_survive_an_exec(ends: Pair, descriptor: int) -> None:
     send(ends[0], {"type": "t"}, [descriptor])
     received = receive(ends[1])
@@ -125,7 +124,6 @@ class Recorder(socket.socket):
         return super().sendmsg(buffers, ancdata, flags, *rest)
 
 
-@pytest.mark.xfail(strict=True, reason="socket.recv_fds and send_fds of Python 3.11 drop flags")
 def test_the_flags_reach_the_system_call() -> None:
     left, right = pair()
     with Recorder(fileno=left.detach()) as sender, Recorder(fileno=right.detach()) as receiver:

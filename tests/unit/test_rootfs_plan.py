@@ -358,7 +358,6 @@ def test_a_secret_folder_may_be_named_where_nothing_is_shown() -> None:
     assert isinstance(seen(plan, f"{HOME}/.ssh/id"), Tmpfs)
 
 
-@pytest.mark.xfail(strict=True, reason="secrets are not masked below a Python prefix")
 @pytest.mark.parametrize("secret", [".local/share/keyrings", ".local/share/jupyter"])
 def test_secrets_are_hidden_where_the_python_environment_holds_them(secret: str) -> None:
     """A Python that was built with ``--prefix=~/.local``."""
@@ -395,7 +394,6 @@ def test_read_only_and_overlay_need_no_second_protection() -> None:
         assert not can_write(plan, f"{HOME}/.bashrc")
 
 
-@pytest.mark.xfail(strict=True, reason="a folder that is executed outside can be the workspace")
 @pytest.mark.parametrize("name", [".config", ".config/autostart", ".ipython/profile_default"])
 def test_what_a_login_executes_is_no_writable_workspace(name: str) -> None:
     with pytest.raises(MountError):
@@ -416,7 +414,6 @@ def test_a_venv_inside_a_mount_at_its_own_place_stays_read_only() -> None:
     assert can_write(plan, "/opt/other")
 
 
-@pytest.mark.xfail(strict=True, reason="_protected knows no Python prefix that is shown elsewhere")
 @pytest.mark.parametrize(
     ("source", "path"), [("/opt", "/data/venv/bin/python"), ("/", "/data/opt/venv/bin/python")]
 )
@@ -557,7 +554,6 @@ def test_a_group_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -
     assert collect_facts().group == str(os.getgid())
 
 
-@pytest.mark.xfail(strict=True, reason="the home is not resolved, but the workspace is")
 def test_a_home_behind_a_symlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At many sites /home/alice is a link; getcwd() and the supervisor know the real folder."""
     real, link = tmp_path / "real", tmp_path / "link"

@@ -334,14 +334,12 @@ def test_making_one_sweeps_beside_a_living_one(base: Path) -> None:
     assert path.exists() and not old.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="sweep() removes the last dead one and then the parent too")
 def test_making_one_where_only_a_dead_servers_is_left(base: Path) -> None:
     old = directory(base / "sandbox-kernel", f"kernel.{dead_pid()}.1")
     path = make(KERNEL, environment={"XDG_RUNTIME_DIR": str(base)})
     assert path.exists() and not old.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="kernel ids with 12 equal letters get one directory")
 def test_two_kernels_never_share_one(base: Path) -> None:
     environment = {"XDG_RUNTIME_DIR": str(base)}
     ids = ("grading-notebook-1", "grading-notebook-2")

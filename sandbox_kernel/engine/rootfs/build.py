@@ -98,7 +98,8 @@ def open_sources(plan: tuple[Operation, ...]) -> Sources:
         stack.callback(sources.close)
         for index, operation in enumerate(plan):
             if isinstance(operation, (Bind, Overlay)):
-                source = _clone(operation.source, operation.absent)
+                follow = isinstance(operation, Bind) and operation.follow
+                source = _clone(operation.source, operation.absent, follow=follow)
                 if source is not None:
                     sources.by_index[index] = source
             elif isinstance(operation, Device):
@@ -120,11 +121,15 @@ def make_private() -> None:
         ) from error
 
 
-def _clone(path: str, absent: Absent) -> Source | None:
+_NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP)
+
+
+def _clone(path: str, absent: Absent, *, follow: bool) -> Source | None:
+    resolve = Resolve.NO_MAGICLINKS if follow else Resolve.NO_SYMLINKS
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        if absent is Absent.SKIP and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+        fd = openat2(AT_FDCWD, path, os.O_PATH, resolve=resolve)
+    except SyscallError as error:
+        if absent is Absent.SKIP and error.errno in _NOT_THERE:
             return None
         raise MountError(
             f"{path} cannot be mounted", cause=describe_errno(error.errno or 0)

@@ -65,10 +65,13 @@ def collect_facts() -> HostFacts:
         group = grp.getgrgid(gid).gr_name
     except KeyError:
         group = str(gid)
-    home = os.path.normpath(os.environ.get("HOME") or entry.pw_dir)
-    if not home.startswith("/") or home == "/":
-        home = f"/home/{entry.pw_name}"
+    named = os.path.normpath(os.environ.get("HOME") or entry.pw_dir)
+    if not named.startswith("/") or named.strip("/") == "":
+        named = f"/home/{entry.pw_name}"
+    home = os.path.realpath(named)  # as the workspace is: the two are compared
     prefixes, aliases = python_prefixes(home)
+    if named != home:
+        aliases = (*aliases, (named, home))
     return HostFacts(entry.pw_name, group, home, prefixes, system_directories(), aliases)
 
 

@@ -58,6 +58,9 @@ class Bind:
     target: str
     readonly: bool = True
     absent: Absent = Absent.FAIL
+    follow: bool = False
+    """Follow symlinks to the source: for the system's own, such as /etc/localtime. What belongs to
+    the user was resolved when it was checked, and a link that appears since is refused."""
 
     def describe(self) -> str:
         return f"bind     {self.target} {'ro' if self.readonly else 'rw'} <- {self.source}"

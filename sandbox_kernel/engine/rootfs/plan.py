@@ -63,7 +63,9 @@ SECRETS: Final = (
     ".terraform.d", ".terraformrc", ".thunderbird", ".vault-token",
 )  # fmt: skip
 
-#: Below the home: what a shell, a login or a Python *outside* would execute. Never writable inside.
+#: Below the home: what a shell, a login or a Python *outside* would execute. No workspace and no
+#: extra mount that is writable may lie there, or hold the home as a whole: a kernel could make the
+#: ones that do not exist yet.
 EXECUTED_OUTSIDE: Final = (
     ".bash_aliases", ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".config",
     ".emacs", ".emacs.d", ".gitconfig", ".inputrc", ".ipython", ".local", ".pam_environment",
@@ -123,7 +125,9 @@ def _system(facts: HostFacts) -> list[Operation]:
     for path, link in facts.system:
         operations.append(Bind(path, path) if link is None else Symlink(path, link))
     operations.append(Directory("/etc"))
-    operations += [Bind(f"/etc/{name}", f"/etc/{name}", absent=Absent.SKIP) for name in ETC]
+    operations += [
+        Bind(f"/etc/{name}", f"/etc/{name}", absent=Absent.SKIP, follow=True) for name in ETC
+    ]
     return operations
 
 
@@ -174,7 +178,7 @@ def _own_file_systems(spec: SandboxSpec, uid: int) -> list[Operation]:
         Directory("/var"),
         Symlink("/var/tmp", "/tmp"),
         Symlink("/var/run", "/run"),
-        Bind("/var/cache/fontconfig", "/var/cache/fontconfig", absent=Absent.SKIP),
+        Bind("/var/cache/fontconfig", "/var/cache/fontconfig", absent=Absent.SKIP, follow=True),
     ]
 
 
@@ -232,12 +236,14 @@ def _inside(path: str, source: str, target: str) -> str:
 
 
 def _protected(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
-    """Read-only again inside what is writable: what somebody outside would execute."""
+    """Read-only again inside what is writable: the Python environment and git's hooks."""
     operations: list[Operation] = []
     for source, target, writable in _shown(spec, workspace):
         if not writable:
             continue
-        paths = [f"{facts.home}/{name}" for name in EXECUTED_OUTSIDE] + [f"{source}/.git/hooks"]
+        paths = [f"{source}/.git/hooks", f"{source}/.git/config"]
+        if source != target:  # at its own place each prefix is bound by _python
+            paths += facts.prefixes
         operations += [
             Bind(path, _inside(path, source, target), absent=Absent.SKIP)
             for path in dict.fromkeys(paths)
@@ -248,12 +254,13 @@ def _protected(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Oper
 
 def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
     hidden = (*(f"{facts.home}/{name}" for name in SECRETS), *spec.hide)
+    shown = [*_shown(spec, workspace), *((prefix, prefix, False) for prefix in facts.prefixes)]
     return [
         Mask(target)
         for target in dict.fromkeys(
             _inside(path, source, shown_at)
             for path in hidden
-            for source, shown_at, _ in _shown(spec, workspace)
+            for source, shown_at, _ in shown
             if is_within(path, source)
         )
     ]
@@ -266,6 +273,21 @@ def _check_holes(spec: SandboxSpec, facts: HostFacts, workspace: str) -> None:
                 raise MountError(
                     f"{source} cannot be shown inside",
                     cause=f"it lies in ~/{name}, which holds secrets or configuration",
+                )
+        if writable and is_within(facts.home, source):
+            raise MountError(
+                f"{source} cannot be writable inside",
+                cause="it is the home or holds it, and a kernel could make a ~/.bash_profile "
+                "there, which the next login outside would run",
+                remedy="put the notebook in a folder below the home, or set workspace to 'overlay' "
+                "or 'ro'",
+            )
+        for name in EXECUTED_OUTSIDE:
+            if writable and is_within(source, f"{facts.home}/{name}"):
+                raise MountError(
+                    f"{source} cannot be writable inside",
+                    cause=f"it lies in ~/{name}, which programs outside read and execute",
+                    remedy="use mode 'ro' or 'overlay', or another folder",
                 )
         for prefix in (*facts.prefixes, "/usr"):
             if writable and is_within(source, prefix):
