@@ -70,6 +70,8 @@ class Launcher:
         with cls._lock:
             launcher = cls._running.get(command)
             if launcher is None or launcher.pid != os.getpid() or not launcher.lives():
+                if launcher is not None:
+                    launcher.close()
                 launcher = cls(command, environment)
                 cls._running[command] = launcher
             return launcher

@@ -11,8 +11,10 @@ import contextlib
 import importlib
 import json
 import logging
+import multiprocessing.process
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -112,6 +114,10 @@ def _write_connection_file(endpoints: KernelEndpoints) -> str:
 def _reset_inherited_state() -> None:
     """What the launcher's interpreter remembers of itself and must not be the kernel's."""
     sys.argv = ["ipykernel_launcher", "-f", "kernel.json"]
+    # a child of multiprocessing looks for modules there, and proves itself with the key
+    multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]
+    multiprocessing.current_process().authkey = os.urandom(32)
+    time.tzset()
     sys.path[:] = [path for path in sys.path if path]
 
 

@@ -182,9 +182,10 @@ def _init_of(report: socket.socket, stage: int) -> tuple[int, int]:
     """(host pid of the init, descriptor of the sandbox's net namespace), on a socket of its own:
     on the init's socket the stage's word would race with the init's first message."""
     received = messages.receive(report)
-    os.waitpid(stage, 0)
+    _, status = os.waitpid(stage, 0)
     if received is None:
-        raise NamespaceError("the stage ended before it had forked the init")
+        how = ExitStatus.from_wait(status).describe()
+        raise NamespaceError("the stage ended before it had forked the init", cause=f"it was {how}")
     message, fds = received
     if message["type"] == "failed":
         raise from_dict(message["error"])

@@ -27,7 +27,7 @@ Message = dict[str, Any]
 Event = tuple[str, Message]
 """The name of the channel, and the message that came on it."""
 
-TIMEOUT: Final = 60.0
+TIMEOUT: Final = 10.0
 """Seconds until a wait for one message gives up. Only a failure ever takes that long."""
 
 
@@ -246,11 +246,12 @@ class ZmqWire(Wire):
         been restarted. So ask again until a status arrives with the reply.
         """
         deadline = time.monotonic() + TIMEOUT
-        while not self._hears_itself():
+        while not self.hears_itself():
             assert time.monotonic() < deadline, "the kernel does not answer on shell and iopub"
         self.backlog.clear()
 
-    def _hears_itself(self) -> bool:
+    def hears_itself(self) -> bool:
+        """A request was answered within seconds, and the answer was seen on iopub too."""
         asked = self.send("shell", "kernel_info_request", {})
         try:
             self.reply_to(asked, timeout=1)

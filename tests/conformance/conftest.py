@@ -132,7 +132,13 @@ def kernel(
 
 @pytest.fixture
 def wire(kernel: RunningKernel) -> ZmqWire:
-    """The wire to the module's kernel, with nothing left over from the test before."""
+    """The wire to the module's kernel, free and with nothing left over from the test before.
+
+    A kernel that a failed test has left busy is restarted: one failure is to be one failure.
+    """
+    if not kernel.wire.hears_itself():
+        kernel.km.restart_kernel(now=True)
+        kernel.wire.wait_until_subscribed()
     kernel.wire.backlog.clear()
     return kernel.wire
 

@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
@@ -23,12 +23,12 @@ from jupyter_client.connect import write_connection_file as jupyter_connection_f
 
 from sandbox_kernel.channels import ConnectionInfo, MessageLimits, Proxy, bind_front_ends
 
-TIMEOUT: Final = 30.0
+TIMEOUT: Final = 30
 KINDS: Final = ("ipc", "tcp", "ipc+curve", "tcp+curve")
 
 Message = dict[str, Any]
 
-# -- the proxy's process ----------------------------------------------------------------------------
+# -- the proxy's process ------------------------------------------------------------------------
 
 
 def _serve(front: dict[str, Any], back: dict[str, Any], limits: dict[str, Any]) -> None:
@@ -185,11 +185,15 @@ def kernel_process(folder: Path, key: bytes) -> Iterator[KernelProcess]:
 # -- clients --------------------------------------------------------------------------------------
 
 
+def load(client: BlockingKernelClient, info: ConnectionInfo) -> None:
+    client.load_connection_info(cast(Any, info.to_dict()))
+
+
 @contextlib.contextmanager
 def client_of(info: ConnectionInfo, *, hb: bool = False) -> Iterator[BlockingKernelClient]:
-    """Jupyter's own client with its own session, subscribed (it saw a welcome)."""
+    """Jupyter's own client with its own session; its channels are open."""
     client = BlockingKernelClient()
-    client.load_connection_info(info.to_dict())
+    load(client, info)
     client.start_channels(hb=hb)
     try:
         yield client

@@ -63,13 +63,13 @@ class FakeKernel:
         """The next request: its identities, the proxy's first, and the message."""
         assert self.sockets[channel].poll(TIMEOUT * 1000)
         identities, rest = self.session.feed_identities(self.sockets[channel].recv_multipart())
-        return identities, self.session.deserialize(rest)  # type: ignore[arg-type]
+        return identities, self.session.deserialize(rest)
 
     def frames(
         self, msg_type: str, content: dict[str, Any], parent: Message | None, *idents: bytes
     ) -> list[bytes]:
         """A well-formed message."""
-        message = self.session.msg(msg_type, content, parent=parent)  # type: ignore[arg-type]
+        message = self.session.msg(msg_type, content, parent=parent)
         return self.session.serialize(message, ident=list(idents))
 
     def raw(self, channel: Channel, frames: list[bytes]) -> None:

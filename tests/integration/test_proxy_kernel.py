@@ -15,10 +15,12 @@ from integration.proxies import (
     KINDS,
     TIMEOUT,
     KernelProcess,
+    Message,
     ProxyProcess,
     client_of,
     front_info,
     kernel_process,
+    load,
     nothing_on,
     proxy_process,
     published,
@@ -189,20 +191,18 @@ def test_every_client_is_welcomed_once(stand: Stand) -> None:
     msg_id = late.execute("2")
     types = [m["msg_type"] for m in published(late, msg_id)]
     assert types[0] == "status" and "iopub_welcome" not in types
-    seen = []
-    while not nothing_on_iopub_after(first, seen, msg_id):
+    seen: list[str] = []
+    while not is_idle_of(first, seen, msg_id):
         pass
     assert seen.count("iopub_welcome") == 1, "it sees the late client's, as from a kernel"
 
 
-def nothing_on_iopub_after(client: BlockingKernelClient, seen: list[str], msg_id: str) -> bool:
-    """Collect types until the idle of ``msg_id``."""
-    message = client.get_iopub_msg(timeout=TIMEOUT)
+def is_idle_of(client: BlockingKernelClient, seen: list[str], msg_id: str) -> bool:
+    """Note the type of the next message; is it the idle of ``msg_id``?"""
+    message: Message = client.get_iopub_msg(timeout=TIMEOUT)
     seen.append(message["msg_type"])
-    return (
-        message["parent_header"].get("msg_id") == msg_id
-        and message["content"].get("execution_state") == "idle"
-    )
+    state = message["content"].get("execution_state")
+    return bool(message["parent_header"].get("msg_id") == msg_id and state == "idle")
 
 
 def test_requests_and_subscriptions_wait_for_the_kernel(unconnected: Stand) -> None:
@@ -232,7 +232,7 @@ class Pulse(HBChannel):
 def test_the_heartbeat_is_the_kernels(stand: Stand) -> None:
     client = BlockingKernelClient()
     client.hb_channel_class = Pulse
-    client.load_connection_info(stand.proxy.info.to_dict())
+    load(client, stand.proxy.info)
     pulse = client.hb_channel
     pulse.listen()
     client.start_channels(shell=False, iopub=False, stdin=False, control=False)
@@ -293,7 +293,7 @@ def test_requests_before_the_connection_are_finished_too(unconnected: Stand) -> 
     client = unconnected.stack.enter_context(client_of(unconnected.proxy.info))
     cell = client.execute("1")
     info = client.kernel_info()
-    answers = {}
+    answers: dict[str, Message] = {}
     while len(answers) < 2:  # when the requests arrive is libzmq's affair; nothing dispatches here
         unconnected.proxy.do("fail", ename="KernelStartError", evalue="no")
         if client.shell_channel.msg_ready():

@@ -29,7 +29,7 @@ from jupyter_client.manager import KernelManager
 from sandbox_kernel.engine.namespaces import KINDS
 from sandbox_kernel.engine.rootfs import collect_facts, plan_rootfs, writable_targets
 from sandbox_kernel.engine.rootfs.operations import Tmpfs
-from sandbox_kernel.engine.rootfs.plan import DEVICES, MASKED, READ_ONLY
+from sandbox_kernel.engine.rootfs.plan import CACHES, DEVICES, MASKED, READ_ONLY
 from sandbox_kernel.spec import MIB, parse_spec
 from sandbox_kernel.syscalls import landlock_abi
 
@@ -49,6 +49,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with a file in it, and a launcher that knows it as the home."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "private.txt").write_text(CANARY)
+    for cache in CACHES:
+        (folder / cache).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch, own_launcher():
         patch.setenv("HOME", str(folder))
         yield folder
@@ -183,7 +185,7 @@ def test_the_id_map_cannot_be_written_again(client: BlockingKernelClient) -> Non
                 numbers.append(error.errno or 0)
         return numbers
 
-    assert inside(client, attempts) == [errno.EPERM] * 3
+    assert inside(client, attempts) == [errno.EPERM, errno.EPERM, errno.EACCES]
 
 
 def test_pid_1_shows_nothing_of_itself(client: BlockingKernelClient) -> None:
@@ -311,10 +313,11 @@ def test_files_of_the_host_are_not_there(client: BlockingKernelClient, home: Pat
         shutil.rmtree(folder)
 
 
-def test_the_home_is_empty_but_for_the_workspace(
+def test_the_home_holds_the_workspace_and_caches(
     client: BlockingKernelClient, home: Path, workspace: Path
 ) -> None:
-    assert value(client, f"__import__('os').listdir({str(home)!r})") == [workspace.name]
+    names = value(client, f"__import__('os').listdir({str(home)!r})")
+    assert set(names) == {workspace.name, ".cache"}
     assert value(client, "__import__('os').getcwd()") == str(workspace)
 
 
@@ -391,7 +394,14 @@ def test_nothing_is_writable_but_what_the_plan_says(
     found = set(inside(client, writable))
     assert found == set(writable_targets(plan)) - {"/proc", "/dev/pts", "/dev/tty"}
     devices = {f"/dev/{name}" for name, _, _ in DEVICES if name != "tty"}
-    memory = {"/dev", "/dev/shm", "/tmp", "/run", str(home)}
+    memory = {
+        "/dev",
+        "/dev/shm",
+        "/tmp",
+        "/run",
+        str(home),
+        *(f"{home}/{cache}" for cache in CACHES),
+    }
     assert found == devices | memory | {str(workspace)}
 
 

@@ -1,0 +1,114 @@
+"""Containers of the engine alone, without a kernel: for tests that need many starts.
+
+Run as a script by :func:`starts`, in a process with one thread: ``containers.py REQUEST``, where
+the request is JSON. It says one line of JSON a start, see :class:`Start`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox_kernel.engine import container, idmap, process, rootfs, seccomp
+from sandbox_kernel.engine.init import InitPlan, Workload
+from sandbox_kernel.engine.network import Link
+from sandbox_kernel.errors import SandboxError
+from sandbox_kernel.spec import SandboxSpec, parse_spec
+
+
+@dataclass(frozen=True)
+class Start:
+    """How one start went."""
+
+    refusal: str = ""
+    """The message, if it was refused."""
+    text: str | None = None
+    """What the workload read of the file it was told; ``None`` if it could not."""
+
+
+def starts(
+    count: int, config: dict[str, Any], *, cwd: Path, read: str, home: Path
+) -> list[Start]:  # fmt: skip
+    """Start ``count`` containers, one after the other, that read the file ``read`` inside."""
+    request = {"count": count, "config": config, "cwd": str(cwd), "read": read}
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(request)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "HOME": str(home)},
+        check=True,
+        timeout=120,
+    )
+    return [Start(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _main(request: dict[str, Any]) -> None:
+    program = seccomp.compile_profile()
+    facts = rootfs.collect_facts()
+    spec = parse_spec(request["config"])
+    for _ in range(request["count"]):
+        read_end, write_end = os.pipe()
+        child = process.fork_into(
+            lambda end=write_end: _start(spec, facts, program, request, end)  # type: ignore[misc]
+        )
+        os.close(write_end)
+        with os.fdopen(read_end) as said:
+            print(json.dumps(asdict(Start(**json.loads(said.read())))), flush=True)
+        os.waitpid(child, 0)
+
+
+def _start(
+    spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any], end: int
+) -> int:
+    """In the fork: what a supervisor does, from resolving the paths until the workload ends."""
+    try:
+        found = _run(spec, facts, program, request)
+    except SandboxError as error:
+        found = Start(refusal=error.message)
+    os.write(end, json.dumps(asdict(found)).encode())
+    return 0
+
+
+def _run(
+    spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any]
+) -> Start:
+    mounts = [dataclasses.replace(m, source=os.path.realpath(m.source)) for m in spec.mounts]
+    spec = dataclasses.replace(spec, mounts=tuple(mounts))
+    cwd = os.path.realpath(request["cwd"])
+    ids = idmap.plan(spec.identity, 0, uid=os.getuid(), gid=os.getgid(), user=facts.user)
+    plan = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
+    container.enter_boundary(ids)
+    read_end, write_end = os.pipe()
+    workload = Workload(
+        run=lambda: _tell(request["read"]), environment={}, cwd=cwd, console=write_end
+    )
+    box = container.spawn(
+        InitPlan(ids, plan, Link(), spec.hostname, program), workload, lambda: None
+    )
+    try:
+        os.close(write_end)
+        box.go()
+        with os.fdopen(read_end) as console:
+            said = console.read()
+    finally:
+        box.close()
+    return Start(text=json.loads(said))
+
+
+def _tell(path: str) -> int:
+    """The workload."""
+    try:
+        text: str | None = Path(path).read_text()
+    except OSError:
+        text = None
+    os.write(1, json.dumps(text).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))
