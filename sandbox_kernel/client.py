@@ -207,7 +207,9 @@ class Sandbox:
                 (self._supervisor_pidfd,) = fds
             case Failed():
                 self.exited = Exited(1, parsed.error.message)
-                raise parsed.error
+                if self.started is None:
+                    raise parsed.error
+                return self.exited  # whoever polls a kernel that ran wants its end, no exception
             case Exited():
                 self.exited = parsed
             case Notice():

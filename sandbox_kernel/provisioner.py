@@ -151,17 +151,21 @@ class SandboxProvisioner(LocalProvisioner):
         command = self._launcher_command or launcher_command(cmd[0])
         self.exit = None
         try:
-            self.sandbox = Sandbox.launch(request, command, os.environ)
-            while self.sandbox.started is None:
+            self.sandbox = sandbox = Sandbox.launch(request, command, os.environ)
+            while sandbox.started is None:
+                if sandbox.exited is not None or self.sandbox is not sandbox:
+                    raise KernelStartError(
+                        "the kernel did not start", cause="it was shut down while it was starting"
+                    )
                 await self._next()
         except BaseException as error:
             await self._abandon()
             if isinstance(error, SandboxError):
                 self.log.error("the sandbox did not start: %s", error)
             raise
-        for warning in self.sandbox.started.warnings:
+        for warning in sandbox.started.warnings:
             self.log.warning("%s", warning)
-        self.pid = self.sandbox.pid
+        self.pid = sandbox.pid
         self.connection_info.update(self._bound_connection())  # type: ignore[typeddict-item]
         return self.connection_info
 
@@ -231,7 +235,7 @@ class SandboxProvisioner(LocalProvisioner):
         if sandbox is None:
             return
         sandbox.kill()
-        with contextlib.suppress(asyncio.TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError, SandboxError):  # a start fails by it
             await asyncio.wait_for(self._ended(sandbox), _KILL_TIMEOUT)
         if sandbox.exited is None:
             sandbox.kill_supervisor()

@@ -58,10 +58,13 @@ def remove(path: Path) -> None:
 
 
 def _empty(path: Path) -> None:
+    names: list[str] = []
     with contextlib.suppress(OSError):
-        for entry in os.scandir(path):
-            if entry.name.startswith("k-"):
-                os.unlink(entry.path)
+        names = os.listdir(path)
+    for name in names:
+        if name.startswith("k-"):
+            with contextlib.suppress(OSError):  # the launcher may be removing the same ones
+                os.unlink(path / name)
     with contextlib.suppress(OSError):
         path.rmdir()
 

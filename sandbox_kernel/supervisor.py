@@ -38,7 +38,7 @@ from .engine.process import ExitStatus
 from .engine.rootfs import HostFacts
 from .engine.steps import Step, reached
 from .environment import complete_environment
-from .errors import KernelStartError, ProtocolError, SandboxError, SetupError
+from .errors import KernelStartError, ProtocolError, SandboxError, SetupError, describe_errno
 from .kernel import KernelEndpoints, run_kernel
 from .protocol import (
     Exited,
@@ -93,8 +93,12 @@ class Leftovers:
         self._fd = fd
 
     def record(self, path: str) -> None:
-        """Called *before* the file or socket ``path`` is made."""
-        os.write(self._fd, (json.dumps(path) + "\n").encode())
+        """Called *before* the file or socket ``path`` is made.
+
+        A launcher that has died cleans nothing up, and that stops no kernel: the client does it.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._fd, (json.dumps(path) + "\n").encode())
 
     @staticmethod
     def parse(raw: bytes) -> list[str]:
@@ -128,6 +132,18 @@ def run(lifeline: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
         return 1
     except (BrokenPipeError, ConnectionResetError):
         return 1  # the client went away while the sandbox was being built
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            messages.send(lifeline, Failed(_defect(error)).to_message())
+        raise  # for the traceback in the server's log
+
+
+def _defect(error: Exception) -> SetupError:
+    return SetupError(
+        "the supervisor of the sandbox met a defect",
+        cause=f"{type(error).__name__}: {error}",
+        remedy="please report it, with the traceback in the server's log",
+    )
 
 
 def _receive_request(lifeline: socket.socket) -> LaunchRequest:
@@ -189,7 +205,12 @@ def _build(
         console=console.write_end,
         keep=(bound_write,),
     )
-    box = container.spawn(plan, workload, cgroup.join)
+    try:
+        box = container.spawn(plan, workload, cgroup.join)
+    except SandboxError:
+        for line in console.read():  # the traceback of a pid 1 that met a defect
+            _notice(lifeline, line)
+        raise
     stack.callback(box.close)
     os.close(bound_write)
     console.close_write_end()
@@ -210,7 +231,7 @@ def _working_directory(request: LaunchRequest) -> str:
     Raises:
         SetupError: it does not exist or is not a directory.
     """
-    path = os.path.realpath(request.spec.workspace_path or request.cwd)
+    path = _real_path(request.spec.workspace_path or request.cwd)
     check_workspace(path)
     if request.spec.workspace is not WorkspaceMode.NONE and not os.path.isdir(path):
         raise SetupError(
@@ -244,13 +265,26 @@ def _check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
 
 def _resolved(spec: SandboxSpec, cwd: str) -> SandboxSpec:
     """Every host path without symlinks, for the plan compares them with the home and each other."""
-    real = os.path.realpath
     return dataclasses.replace(
         spec,
         workspace_path=cwd if spec.workspace_path is not None else None,
-        mounts=tuple(dataclasses.replace(m, source=real(m.source)) for m in spec.mounts),
-        hide=tuple(dict.fromkeys(p for path in spec.hide for p in (path, real(path)))),
+        mounts=tuple(dataclasses.replace(m, source=_real_path(m.source)) for m in spec.mounts),
+        hide=tuple(dict.fromkeys(p for path in spec.hide for p in (path, _real_path(path)))),
     )
+
+
+def _real_path(path: str) -> str:
+    """``path`` without symlinks, whether it exists or not.
+
+    Raises:
+        SetupError: it was exchanged while it was looked at.
+    """
+    try:
+        return os.path.realpath(path)
+    except OSError as error:
+        raise SetupError(
+            f"{path} cannot be resolved", cause=describe_errno(error.errno or 0)
+        ) from error
 
 
 def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:

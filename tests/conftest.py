@@ -14,6 +14,7 @@ from collections.abc import Generator
 import probes
 import pytest
 import traces
+from hypothesis import HealthCheck, settings
 
 BEFORE = pytest.StashKey[traces.Traces]()
 JUPYTER_FOLDER = pytest.StashKey[str]()
@@ -21,6 +22,17 @@ JUPYTER_FOLDER = pytest.StashKey[str]()
 #: Set in CI, and by anybody who wants to be sure that nothing was skipped.
 MUST_WORK = bool(os.environ.get("CI") or os.environ.get("MUST_WORK"))
 MAY_SKIP = frozenset(filter(None, os.environ.get("SANDBOX_KERNEL_MAY_SKIP", "").split(",")))
+
+# A busy machine is no counterexample, and in CI the same commit gets the same examples.
+settings.register_profile(
+    "sandbox-kernel",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+    derandomize=MUST_WORK,
+    print_blob=True,
+)
+settings.load_profile("sandbox-kernel")
 
 
 # -- before the first test and after the last ----------------------------------------------------

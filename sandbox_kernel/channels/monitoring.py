@@ -49,7 +49,7 @@ class LinkMonitor:
                 self._cuts += 1
                 event = self._next(_RETRY_SHOWS_MS)
                 if event is None and self._cuts < MOST_CUTS:
-                    pass
+                    self._reconnect()
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._cut:
                 self._cut, restored = False, True
         return restored

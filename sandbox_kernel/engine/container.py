@@ -21,6 +21,7 @@ from ..syscalls import Prctl, prctl
 from . import idmap, init, messages, namespaces, network, process
 from .idmap import IdPlan
 from .init import InitPlan, Observed, Workload
+from .process import ExitStatus
 from .steps import Step, reached
 
 
@@ -184,8 +185,10 @@ def _init_of(report: socket.socket, stage: int) -> tuple[int, int]:
     received = messages.receive(report)
     _, status = os.waitpid(stage, 0)
     if received is None:
-        how = ExitStatus.from_wait(status).describe()
-        raise NamespaceError("the stage ended before it had forked the init", cause=f"it was {how}")
+        raise NamespaceError(
+            "the stage ended before it had forked the init",
+            cause=ExitStatus.from_wait(status).describe(),
+        )
     message, fds = received
     if message["type"] == "failed":
         raise from_dict(message["error"])
@@ -204,7 +207,10 @@ def _walls_of(channel: socket.socket, pidfd: int) -> Observed:
     except BlockingIOError:
         received = None
     if received is None:
-        raise SetupError("the sandbox's pid 1 ended while it was building the walls")
+        raise SetupError(
+            "the sandbox's pid 1 ended while it was building the walls",
+            cause="it was killed, or met a defect that the server's log shows",
+        )
     message, _ = received
     if message["type"] == "failed":
         raise from_dict(message["error"])

@@ -54,9 +54,13 @@ def receive(sock: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], lis
         BlockingIOError: ``flags`` has MSG_DONTWAIT and nothing is there.
     """
     # not socket.recv_fds: up to Python 3.11 it drops its flags
-    raw, ancillary, status, _ = sock.recvmsg(
-        MESSAGE_MAXIMUM, _ANCILLARY, flags | socket.MSG_CMSG_CLOEXEC
-    )
+    flags |= socket.MSG_CMSG_CLOEXEC
+    try:
+        raw, ancillary, status, _ = sock.recvmsg(MESSAGE_MAXIMUM, _ANCILLARY, flags)
+    except ConnectionResetError:
+        # The other side ended with a message of ours unread. Linux says so first, and once; what
+        # the other side had said before that comes after it.
+        raw, ancillary, status, _ = sock.recvmsg(MESSAGE_MAXIMUM, _ANCILLARY, flags)
     fds = [fd for level, kind, data in ancillary for fd in _descriptors(level, kind, data)]
     try:
         if status & (socket.MSG_TRUNC | socket.MSG_CTRUNC):

@@ -6,6 +6,7 @@ the request is JSON. It says one line of JSON a start, see :class:`Start`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,6 +21,9 @@ from sandbox_kernel.engine.init import InitPlan, Workload
 from sandbox_kernel.engine.network import Link
 from sandbox_kernel.errors import SandboxError
 from sandbox_kernel.spec import SandboxSpec, parse_spec
+from sandbox_kernel.supervisor import _real_path
+
+READS = 200
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,15 @@ class Start:
 
     refusal: str = ""
     """The message, if it was refused."""
-    text: str | None = None
-    """What the workload read of the file it was told; ``None`` if it could not."""
+    texts: tuple[str, ...] = ()
+    """What the workload read of the file that it was told, each text once."""
 
 
-def starts(
-    count: int, config: dict[str, Any], *, cwd: Path, read: str, home: Path
-) -> list[Start]:  # fmt: skip
-    """Start ``count`` containers, one after the other, that read the file ``read`` inside."""
+def starts(count: int, config: dict[str, Any], *, cwd: Path, read: str, home: Path) -> list[Start]:
+    """Start ``count`` containers, one after the other, that read the file ``read`` inside.
+
+    Each reads it :data:`READS` times: what is there may change meanwhile.
+    """
     request = {"count": count, "config": config, "cwd": str(cwd), "read": read}
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(request)],
@@ -77,9 +82,8 @@ def _start(
 def _run(
     spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any]
 ) -> Start:
-    mounts = [dataclasses.replace(m, source=os.path.realpath(m.source)) for m in spec.mounts]
-    spec = dataclasses.replace(spec, mounts=tuple(mounts))
-    cwd = os.path.realpath(request["cwd"])
+    mounts = tuple(dataclasses.replace(m, source=_real_path(m.source)) for m in spec.mounts)
+    spec, cwd = dataclasses.replace(spec, mounts=mounts), _real_path(request["cwd"])
     ids = idmap.plan(spec.identity, 0, uid=os.getuid(), gid=os.getgid(), user=facts.user)
     plan = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     container.enter_boundary(ids)
@@ -97,16 +101,16 @@ def _run(
             said = console.read()
     finally:
         box.close()
-    return Start(text=json.loads(said))
+    return Start(texts=tuple(json.loads(said)))
 
 
 def _tell(path: str) -> int:
     """The workload."""
-    try:
-        text: str | None = Path(path).read_text()
-    except OSError:
-        text = None
-    os.write(1, json.dumps(text).encode())
+    texts = set()
+    for _ in range(READS):
+        with contextlib.suppress(OSError):
+            texts.add(Path(path).read_text())
+    os.write(1, json.dumps(sorted(texts)).encode())
     return 0
 
 

@@ -197,7 +197,8 @@ def cgroup_directories() -> Iterator[Path]:
     """Below the cgroup that was handed to this user, in every hierarchy."""
     if name := os.environ.get("SANDBOX_KERNEL_CGROUP"):
         for top in Path("/sys/fs/cgroup").glob(f"*/{name.strip('/')}"):
-            yield from (path for path in top.rglob("*") if path.is_dir())
+            # not rglob: it fails where a directory vanishes while it looks
+            yield from (Path(path) for path, _, _ in os.walk(top) if path != str(top))
 
 
 def _mounts(folder: Path) -> Iterator[str]:
@@ -219,4 +220,5 @@ def _bound_sockets(folder: Path) -> Iterator[str]:
 def _files(folder: Path) -> Iterator[Path]:
     """But what is in the notebook's folder, and the kernelspec: those are the test's own."""
     for name in _WATCHED:
-        yield from (folder / name).rglob("*")
+        for path, folders, files in os.walk(folder / name):
+            yield from (Path(path, entry) for entry in (*folders, *files))

@@ -3,7 +3,8 @@
 Run as a script: ``steered_launcher.py SOCKET --socket FD``. At its first step each supervisor asks
 the test that listens at ``SOCKET`` what is to happen and where, see :mod:`integration.steering`.
 The connection is descriptor 0, the only one that a supervisor, a stage and an init have in common
-and leave open. Production code has no such switch.
+and leave open. What would be on the server's standard error is in ``SOCKET.log``. Production code
+has no such switch.
 """
 
 from __future__ import annotations
@@ -44,5 +45,6 @@ if __name__ == "__main__":
     steer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     steer.connect(sys.argv[1])
     os.dup2(steer.fileno(), 0)
+    os.dup2(os.open(f"{sys.argv[1]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     observe(_observe)
     sys.exit(launcher.main(sys.argv[2:]))

@@ -31,7 +31,11 @@ class Steering:
 
     def __init__(self, folder: Path) -> None:
         script = Path(__file__).with_name("steered_launcher.py")
-        self.command = (sys.executable, str(script), str(folder / "steer"))
+        self.command = (
+            sys.executable, "-Xfrozen_modules=off", str(script), str(folder / "steer"),
+        )  # fmt: skip
+        self.log = folder / "steer.log"
+        """Standard error of the launcher and of all that it forked."""
         self.order = "go on"
         self.reached: list[int] = []
         """Host pids of the processes that came to the step and were held there."""
@@ -45,6 +49,7 @@ class Steering:
         """``raise``, ``crash``, ``kill`` or ``kill-launcher`` at ``step``."""
         self.order = f"{step.name} {action}"
         self.reached.clear()
+        self.log.write_text("")
 
     def go_on(self) -> None:
         """The next starts are ordinary."""

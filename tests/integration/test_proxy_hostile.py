@@ -46,17 +46,21 @@ class FakeKernel:
             socket = self.context.socket(kind)
             socket.linger = 0
             socket.sndhwm = 100_000
+            socket.rcvhwm = 2
             if kind == zmq.ROUTER:
                 socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+            else:
+                socket.setsockopt(zmq.XPUB_VERBOSE, 1)
             data[channel.port_key] = socket.bind_to_random_port("tcp://127.0.0.1")
             self.sockets[channel] = socket
         self.info = ConnectionInfo.from_dict(data)
 
     def subscribed(self) -> None:
         """Wait for the proxy's subscriptions, and welcome it."""
-        for _ in range(2):
+        seen = 0
+        while seen < 2:
             assert self.sockets[Channel.IOPUB].poll(TIMEOUT * 1000)
-            self.sockets[Channel.IOPUB].recv()
+            seen += self.sockets[Channel.IOPUB].recv()[:1] == b"\1"
         self.publish("iopub_welcome", {"subscription": ""}, {})
 
     def take(self, channel: Channel = Channel.SHELL) -> tuple[list[bytes], Message]:
@@ -248,18 +252,35 @@ def test_the_table_is_bounded(stand: Stand) -> None:
     assert state["dropped"] == {"forgot a request: 3 wait already": 7}
 
 
+def test_a_welcome_of_the_kernel_is_for_the_proxy(stand: Stand) -> None:
+    client = stand.client()
+    stand.kernel.publish("iopub_welcome", {"subscription": "forged"}, {})
+    msg_id = client.execute("x")
+    stand.kernel.finish(*stand.kernel.take())
+    reply_to(client, msg_id)
+    assert client.get_iopub_msg(timeout=TIMEOUT)["content"] == {"execution_state": "idle"}
+
+
 # -- too large ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("replied", ["before the cut", "after the cut"])
 @pytest.mark.parametrize("limits", [{"max_frame_bytes": 64 * KIB}], indirect=True)
-def test_an_output_that_is_too_large_does_not_hang_the_cell(stand: Stand) -> None:
+def test_an_output_that_is_too_large_does_not_hang_the_cell(stand: Stand, replied: str) -> None:
     client = stand.client()
     msg_id = client.execute("x")
     idents, request = stand.kernel.take()
     stand.kernel.status("busy", request)
+    if replied == "before the cut":
+        stand.kernel.reply(idents, request, status="ok")
+        assert reply_to(client, msg_id)["content"] == {"status": "ok"}
     stand.kernel.publish("stream", {"name": "stdout", "text": "x" * 100 * KIB}, request)
-    stand.kernel.finish(idents, request)  # this idle is lost with the link, or was before it
-    assert reply_to(client, msg_id)["content"] == {"status": "ok"}
+    stand.kernel.status("idle", request)  # is lost with the link
+    if replied == "after the cut":
+        while not stand.proxy.do("state")["log"]:
+            pass
+        stand.kernel.reply(idents, request, status="ok")
+        assert reply_to(client, msg_id)["content"] == {"status": "ok"}
     types = [m["msg_type"] for m in published(client, msg_id)]
     assert types == ["status", "status"]
     stand.kernel.subscribed()

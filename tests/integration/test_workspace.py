@@ -130,7 +130,6 @@ def test_ro_refuses_every_write(tmp_path: Path, workspace: Path) -> None:
     with started(tmp_path, {"workspace": "ro"}, cwd=workspace) as (_, client):
         assert value(client, "open('data.txt').read()") == "data of the host"
         done = inside(client, write_everywhere, str(workspace))
-        assert done.pop("remove") == errno.ENOENT
         assert set(done.values()) == {errno.EROFS}, done
     assert contents(workspace) == before
 
@@ -231,9 +230,7 @@ def test_extra_mounts_of_folders_and_files(tmp_path: Path, workspace: Path) -> N
     ]
     before = {name: contents(tmp_path / name) for name in ("ro", "overlay")}
     with started(tmp_path, {"mounts": mounts}, cwd=workspace) as (_, client):
-        done = inside(client, write_everywhere, "/data/ro")
-        assert done.pop("remove") == errno.ENOENT
-        assert set(done.values()) == {errno.EROFS}
+        assert set(inside(client, write_everywhere, "/data/ro").values()) == {errno.EROFS}
         assert set(inside(client, write_everywhere, "/data/rw").values()) == {0}
         assert set(inside(client, write_everywhere, "/data/overlay").values()) == {0}
         assert value(client, "open('/data/a.txt').read()") == "a file"
@@ -502,12 +499,10 @@ def test_a_source_that_becomes_a_symlink_never_leaks(tmp_path: Path, home: Path)
     with exchanging(project / "data", project / "link") as count:
         seen = starts(50, config, cwd=project, read="/data/id_ed25519", home=home)
         assert count() > 1000
-    assert {start.text for start in seen if not start.refusal} == {"harmless"}
+    assert {text for start in seen for text in start.texts} == {"harmless"}
+    reasons = ("cannot be shown inside", "(ELOOP)", "cannot be resolved")
     for start in seen:
-        if start.refusal:
-            assert ".ssh cannot be shown inside" in start.refusal or (
-                f"{project}/data cannot be mounted: too many levels" in start.refusal
-            )
+        assert start.texts or any(reason in start.refusal for reason in reasons), start
 
 
 def test_a_folder_on_the_way_to_a_source_that_becomes_a_symlink(tmp_path: Path, home: Path) -> None:
@@ -519,7 +514,7 @@ def test_a_folder_on_the_way_to_a_source_that_becomes_a_symlink(tmp_path: Path, 
     with exchanging(project / "way", project / "link") as count:
         seen = starts(50, config, cwd=project, read="/data/id_ed25519", home=home)
         assert count() > 1000
-    assert {start.text for start in seen if not start.refusal} == {"harmless"}
+    assert {text for start in seen for text in start.texts} == {"harmless"}
 
 
 def test_a_target_that_becomes_a_symlink_never_leaks(tmp_path: Path, home: Path) -> None:
@@ -541,9 +536,7 @@ def test_a_target_that_becomes_a_symlink_never_leaks(tmp_path: Path, home: Path)
                 read=f"{project}/data/{file}", home=home,
             )  # fmt: skip
             assert count() > 1000
-        texts = {start.text for start in seen if not start.refusal}
-        assert "harmless" in texts
-        assert texts <= {"harmless", None}, "None: it is a symlink by now"
+        assert {text for start in seen for text in start.texts} == {"harmless"}
         for start in seen:
             assert not start.refusal or "(ELOOP)" in start.refusal, start
     assert contents(home / ".ssh") == before

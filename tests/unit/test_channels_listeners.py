@@ -106,6 +106,18 @@ def test_no_other_file_is_removed(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k-2", "target"]
 
 
+def test_another_users_socket_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "k-1"))
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(ChannelError, match=f"a socket of user {owner} is there"):
+        bind_front_ends(info("ipc", str(tmp_path / "k")))
+    assert [p.name for p in tmp_path.iterdir()] == ["k-1"]
+
+
 def test_the_longest_path(tmp_path: Path) -> None:
     stem = str(tmp_path) + "/"
     stem += "x" * (107 - len(stem) - 2)

@@ -7,8 +7,11 @@ mounts: the last one at or above the path is the one that is seen.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import importlib
 import itertools
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -47,9 +50,11 @@ from sandbox_kernel.engine.rootfs.plan import (
     SECRETS,
     is_within,
 )
-from sandbox_kernel.errors import MountError
-from sandbox_kernel.spec import MIB, SandboxSpec, parse_spec
+from sandbox_kernel.errors import MountError, SpecError, describe_errno
+from sandbox_kernel.spec import MIB, SHARED_TARGETS, parse_spec
 
+#: The module: the package has a function of the same name.
+build_module: Final = importlib.import_module("sandbox_kernel.engine.rootfs.build")
 HOME: Final = "/home/alice"
 PROJECT: Final = "/home/alice/project"
 VENV: Final = "/opt/venv"
@@ -65,6 +70,13 @@ ALWAYS: Final = {
     "/proc", "/dev", "/dev/pts", "/dev/shm", "/tmp", "/run", *(f"/dev/{n}" for n, _, _ in DEVICES),
 }  # fmt: skip
 CACHE_TARGETS: Final = {f"{HOME}/{name}" for name in CACHES}
+#: What is shown of a git repository, but never writable: what git outside would run.
+GIT: Final = (".git/hooks", ".git/config")
+#: The parts of a home that may be writable inside and that hold a secret all the same.
+WRITABLE_WITH_SECRET: Final = {
+    HOME + "/.cache": ".cache/huggingface/token",
+    HOME + "/.cargo": ".cargo/credentials.toml",
+}
 Plan = tuple[Operation, ...]
 _Kind = TypeVar("_Kind")
 
@@ -105,6 +117,22 @@ def can_write(plan: Plan, path: str) -> bool:
     """Would the host's own files at ``path`` change?"""
     operation = seen(plan, path)
     return isinstance(operation, Bind) and not operation.readonly
+
+
+def refused(
+    config: dict[str, Any] | None = None, *, cwd: str = PROJECT, **facts: Any
+) -> MountError:
+    with pytest.raises(MountError) as caught:
+        make(config, cwd=cwd, **facts)
+    return caught.value
+
+
+def assert_holds_the_home(error: MountError, source: str) -> None:
+    assert error.message == (
+        f"{source} cannot be writable inside: it is the home or holds it, and a kernel could make "
+        "a ~/.bash_profile there, which the next login outside would run; remedy: put the notebook "
+        "in a folder below the home, or set workspace to 'overlay' or 'ro'"
+    )
 
 
 # -- what is always there ----------------------------------------------------------------------
@@ -236,7 +264,9 @@ def test_the_home_is_empty_but_for_the_workspace() -> None:
     assert seen(plan, f"{HOME}/other") == Tmpfs(HOME, 1024 * MIB, 100_000, mode=0o700)
     assert seen(plan, f"{HOME}/.ssh/id_ed25519") != Bind(HOME, HOME)
     shown = [op for op in plan if isinstance(op, (Bind, Overlay)) and is_within(op.source, HOME)]
-    assert {op.source for op in shown} == {PROJECT, f"{PROJECT}/.git/hooks"} | CACHE_TARGETS
+    git = {f"{PROJECT}/{name}" for name in GIT}
+    assert {op.source for op in shown} == {PROJECT} | git | CACHE_TARGETS
+    assert {op.source for op in of(plan, Bind) if not op.readonly} == {PROJECT}
 
 
 def test_no_file_of_the_user_for_an_isolated_kernel() -> None:
@@ -244,7 +274,7 @@ def test_no_file_of_the_user_for_an_isolated_kernel() -> None:
     assert not [op for op in plan if isinstance(op, (Bind, Overlay)) and is_within(op.source, HOME)]
 
 
-@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
 def test_the_home_as_the_workspace_is_not_covered_by_an_empty_one(mode: str) -> None:
     plan = make({"workspace": mode}, cwd=HOME)
     operation = seen(plan, f"{HOME}/notes.txt")
@@ -290,7 +320,7 @@ def test_a_mount_below_another_is_not_covered_by_it() -> None:
 # -- secrets -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
 @pytest.mark.parametrize("name", SECRETS)
 def test_secrets_are_hidden_where_the_workspace_is_the_home(name: str, mode: str) -> None:
     plan = make({"workspace": mode}, cwd=HOME)
@@ -310,10 +340,11 @@ def test_the_secrets_that_people_have() -> None:
     ("source", "target", "path", "mode"),
     [
         (HOME, "/data", "/data/.ssh", "ro"),
-        (HOME, "/data", "/data/.ssh", "rw"),
         (HOME, "/data", "/data/.ssh", "overlay"),
-        ("/home", "/data", "/data/alice/.ssh", "rw"),
+        ("/home", "/data", "/data/alice/.ssh", "ro"),
+        ("/home", "/data", "/data/alice/.ssh", "overlay"),
         ("/", "/host", "/host/home/alice/.ssh", "ro"),
+        ("/", "/host", "/host/home/alice/.ssh", "overlay"),
     ],
 )
 def test_secrets_are_hidden_wherever_a_mount_shows_them(
@@ -321,6 +352,20 @@ def test_secrets_are_hidden_wherever_a_mount_shows_them(
 ) -> None:
     plan = make(mount(source, target, mode))
     assert seen(plan, f"{path}/id_ed25519") == Mask(path)
+
+
+@pytest.mark.parametrize(("source", "secret"), WRITABLE_WITH_SECRET.items())
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+def test_secrets_are_hidden_in_a_part_of_the_home_that_may_be_writable(
+    source: str, secret: str, mode: str
+) -> None:
+    plan = make({"workspace": mode}, cwd=source)
+    assert seen(plan, f"{HOME}/{secret}") == Mask(f"{HOME}/{secret}")
+    assert can_write(plan, f"{source}/other") is (mode == "rw")
+    plan = make(mount(source, "/data", mode))
+    inside = "/data" + f"{HOME}/{secret}".removeprefix(source)
+    assert seen(plan, inside) == Mask(inside)
+    assert can_write(plan, "/data/other") is (mode == "rw")
 
 
 @pytest.mark.parametrize("config", [{}, {"workspace": "ro"}, {"workspace": "overlay"}])
@@ -337,8 +382,11 @@ def test_a_name_that_only_begins_like_a_hidden_one_is_shown() -> None:
     assert isinstance(seen(plan, f"{PROJECT}/keyboard"), Bind)
 
 
-def test_masks_come_after_everything_that_could_cover_them() -> None:
-    plan = make(mount("/srv/x", f"{HOME}/.ssh/deep/below"), cwd=HOME)
+@pytest.mark.parametrize("home", ["ro", "overlay"])
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+def test_masks_come_after_everything_that_could_cover_them(home: str, mode: str) -> None:
+    below = mount("/srv/x", f"{HOME}/.ssh/deep/below", mode)
+    plan = make({"workspace": home} | below, cwd=HOME)
     assert seen(plan, f"{HOME}/.ssh/deep/below/file") == Mask(f"{HOME}/.ssh")
 
 
@@ -358,46 +406,169 @@ def test_a_secret_folder_may_be_named_where_nothing_is_shown() -> None:
     assert isinstance(seen(plan, f"{HOME}/.ssh/id"), Tmpfs)
 
 
-@pytest.mark.parametrize("secret", [".local/share/keyrings", ".local/share/jupyter"])
-def test_secrets_are_hidden_where_the_python_environment_holds_them(secret: str) -> None:
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay", "none"])
+@pytest.mark.parametrize("secret", [n for n in SECRETS if n.startswith((".local/", ".config/"))])
+def test_secrets_are_hidden_where_the_python_environment_holds_them(secret: str, mode: str) -> None:
     """A Python that was built with ``--prefix=~/.local``."""
-    plan = make(prefixes=(f"{HOME}/.local",))
-    assert isinstance(seen(plan, f"{HOME}/{secret}/x"), Mask)
+    top = f"{HOME}/{secret.split('/')[0]}"
+    plan = make({"workspace": mode}, prefixes=(VENV, top))
+    assert seen(plan, f"{HOME}/{secret}/x") == Mask(f"{HOME}/{secret}")
+    assert seen(plan, f"{top}/lib/python3.11/os.py") == Bind(top, top)
+    # and nothing is hidden that no prefix holds
+    assert not [op for op in of(plan, Mask) if is_within(op.target, f"{HOME}/.ssh")]
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay", "none"])
+def test_what_the_spec_hides_is_hidden_in_the_python_environment_too(mode: str) -> None:
+    keys = f"{PROJECT}/.venv/keys"
+    more = {"workspace": mode, "hide": [keys, f"{VENV}/keys"]}
+    plan = make(more | mount(PROJECT, "/copy", "rw"), prefixes=(VENV, f"{PROJECT}/.venv"))
+    for path in (keys, f"{VENV}/keys", "/copy/.venv/keys"):
+        assert seen(plan, f"{path}/a") == Mask(path)
+    assert seen(plan, f"{VENV}/keyboard") == Bind(VENV, VENV)
 
 
 # -- what runs outside is not written inside ---------------------------------------------------
 
 
+@pytest.mark.parametrize("identity", ["keep-id", "root", "isolated"])
+@pytest.mark.parametrize("above", [HOME, "/home", "/"])
+def test_what_holds_the_home_is_not_writable(above: str, identity: str) -> None:
+    """A kernel could make a ``~/.bash_profile``, and no mount can cover what is not there."""
+    config = {"identity": identity, "workspace": "rw"}
+    assert_holds_the_home(refused(config, cwd=above), above)
+    assert_holds_the_home(refused(config | mount(above, "/data", "rw")), above)
+    assert_holds_the_home(refused(config | {"workspace": "none"} | mount(above, "/d", "rw")), above)
+    for mode in ("ro", "overlay"):
+        assert not can_write(make(mount(above, "/data", mode)), "/data/x")
+
+
+def test_the_home_that_the_spec_names_is_not_writable() -> None:
+    assert_holds_the_home(refused({"workspace_path": HOME}, cwd="/srv/other"), HOME)
+    assert_holds_the_home(refused(mount(HOME, HOME, "rw"), cwd="/srv/other"), HOME)
+
+
+def test_one_writable_mount_among_harmless_ones_is_enough() -> None:
+    modes = (("/srv", "ro"), (HOME, "overlay"), (HOME, "ro"), (HOME, "rw"), ("/srv/b", "rw"))
+    table = [{"source": s, "target": f"/data/{i}", "mode": m} for i, (s, m) in enumerate(modes)]
+    assert_holds_the_home(refused({"mounts": table}), HOME)
+    del table[3]
+    assert make({"mounts": table})
+
+
+@pytest.mark.parametrize("home", ["/srv/homes/a/alice", "/root"])
+def test_every_folder_above_the_home_holds_it(home: str) -> None:
+    above = home
+    while above != "/":
+        assert_holds_the_home(refused(mount(above, "/data", "rw"), home=home), above)
+        above = os.path.dirname(above)
+
+
+@pytest.mark.parametrize("path", ["/home/alice2", "/home/alic", "/home/bob", f"{HOME}/a", "/srv"])
+def test_what_does_not_hold_the_home_may_be_writable(path: str) -> None:
+    assert can_write(make(cwd=path), f"{path}/x")
+    assert can_write(make(mount(path, "/data", "rw")), "/data/x")
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
 @pytest.mark.parametrize("name", EXECUTED_OUTSIDE)
-def test_what_a_login_executes_is_read_only(name: str) -> None:
+def test_what_a_login_executes_is_never_written_through(name: str, mode: str) -> None:
     for plan, top in (
-        (make(cwd=HOME), HOME),
-        (make(mount(HOME, "/data", "rw")), "/data"),
-        (make(mount("/home", "/data", "rw")), "/data/alice"),
+        (make({"workspace": mode}, cwd=HOME), HOME),
+        (make(mount(HOME, "/data", mode)), "/data"),
+        (make(mount("/home", "/data", mode)), "/data/alice"),
+        (make({"workspace": mode}, cwd=f"{HOME}/{name}"), HOME),
+        (make(mount(f"{HOME}/{name}", f"/data/{name}", mode)), "/data"),
     ):
         assert not can_write(plan, f"{top}/{name}")
         assert not can_write(plan, f"{top}/{name}/below")
-        assert can_write(plan, f"{top}/notes.txt")
+    for path in (HOME, "/home"):  # and writable it is refused as a whole
+        assert_holds_the_home(refused(mount(path, "/data", "rw")), path)
+        assert_holds_the_home(refused(cwd=path), path)
 
 
-@pytest.mark.parametrize("top", [PROJECT, "/srv/repository"])
-def test_git_hooks_are_read_only(top: str) -> None:
-    plan = make(cwd=top)
-    assert not can_write(plan, f"{top}/.git/hooks/pre-commit")
-    assert can_write(plan, f"{top}/.git/index")
-
-
-def test_read_only_and_overlay_need_no_second_protection() -> None:
+@pytest.mark.parametrize("below", ["", "/below", "/a/b"])
+@pytest.mark.parametrize("name", EXECUTED_OUTSIDE)
+def test_what_a_login_executes_is_no_writable_workspace_and_no_writable_mount(
+    name: str, below: str
+) -> None:
+    path = f"{HOME}/{name}{below}"
+    for attempt, cwd in (
+        ({}, path),
+        ({"workspace_path": path}, PROJECT),
+        (mount(path, "/data", "rw"), PROJECT),
+        (mount(path, path, "rw"), PROJECT),
+    ):
+        assert refused(attempt, cwd=cwd).message == (
+            f"{path} cannot be writable inside: it lies in ~/{name}, which programs outside read "
+            "and execute; remedy: use mode 'ro' or 'overlay', or another folder"
+        )
     for mode in ("ro", "overlay"):
-        plan = make({"workspace": mode}, cwd=HOME)
-        assert not [op for op in of(plan, Bind) if op.target == f"{HOME}/.bashrc"]
-        assert not can_write(plan, f"{HOME}/.bashrc")
+        assert not can_write(make({"workspace": mode}, cwd=path), f"{path}/x")
+        assert not can_write(make(mount(path, "/data", mode)), "/data/x")
 
 
-@pytest.mark.parametrize("name", [".config", ".config/autostart", ".ipython/profile_default"])
-def test_what_a_login_executes_is_no_writable_workspace(name: str) -> None:
-    with pytest.raises(MountError):
-        make(cwd=f"{HOME}/{name}")
+def test_what_logins_execute() -> None:
+    """The list itself, against a typing error."""
+    for name in (".bash_profile", ".bashrc", ".profile", ".zshrc", ".config", ".local", ".ipython"):
+        assert name in EXECUTED_OUTSIDE
+    assert all(name == os.path.normpath(name) and name[0] == "." for name in EXECUTED_OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"{HOME}/.local2", f"{HOME}/.config-old", f"{HOME}/.loca", f"{PROJECT}/.config", "/srv/.vim"],
+)
+def test_a_name_that_only_looks_like_what_a_login_executes_is_fine(path: str) -> None:
+    assert can_write(make(cwd=path), f"{path}/x")
+    assert can_write(make(mount(path, "/data", "rw")), "/data/x")
+
+
+@pytest.mark.parametrize("name", GIT)
+@pytest.mark.parametrize("top", [PROJECT, "/srv/repository"])
+def test_what_git_would_run_is_read_only(top: str, name: str) -> None:
+    for plan, shown in (
+        (make(cwd=top), top),
+        (make({"workspace_path": top}, cwd="/srv/other"), top),
+        (make(mount(top, "/data", "rw")), "/data"),
+        (make(mount(top, top, "rw"), cwd="/srv/other"), top),
+    ):
+        # there are folders without a repository, and a link there is not followed
+        expected = Bind(f"{top}/{name}", f"{shown}/{name}", absent=Absent.SKIP)
+        assert seen(plan, f"{shown}/{name}") == expected
+        assert seen(plan, f"{shown}/{name}/pre-commit") == expected
+        assert not can_write(plan, f"{shown}/{name}")
+        assert can_write(plan, f"{shown}/.git/index")
+        assert can_write(plan, f"{shown}/.git/hooks2")
+
+
+@pytest.mark.xfail(strict=True, reason="the folders above what is protected can be renamed")
+@pytest.mark.parametrize("protected", [f"{PROJECT}/.git/hooks", f"{PROJECT}/a/b/.venv"])
+def test_what_is_protected_cannot_be_moved_away(protected: str) -> None:
+    """``mv .git x; mkdir -p .git/hooks``: only a mount point itself cannot be renamed."""
+    plan = make(prefixes=(f"{PROJECT}/a/b/.venv",))
+    targets = {op.target for op in plan if isinstance(op, (Bind, Overlay))}
+    while protected != PROJECT:
+        assert protected in targets
+        protected = os.path.dirname(protected)
+
+
+def test_each_writable_mount_has_its_own_protection() -> None:
+    table = [{"source": f"/srv/{n}", "target": f"/data/{n}", "mode": "rw"} for n in "ab"]
+    plan = make({"mounts": table})
+    for top, name in itertools.product((PROJECT, "/data/a", "/data/b"), GIT):
+        assert not can_write(plan, f"{top}/{name}")
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+@pytest.mark.parametrize("top", [PROJECT, HOME])
+def test_read_only_and_overlay_need_no_second_protection(top: str, mode: str) -> None:
+    plan = make({"workspace": mode} | mount("/opt", "/data", mode), cwd=top)
+    user = [op for op in plan if isinstance(op, (Bind, Overlay)) and not is_within(op.target, HOME)]
+    assert [op.source for op in user if is_within(op.source, "/opt")] == ["/opt", VENV]
+    below = [op for op in of(plan, Bind) if is_within(op.target, top) and op.target != top]
+    assert below == []
+    assert not can_write(plan, f"{top}/.bashrc") and not can_write(plan, f"{top}/.git/config")
 
 
 @pytest.mark.parametrize("venv", [f"{PROJECT}/.venv", f"{PROJECT}/a/b/.venv"])
@@ -412,17 +583,39 @@ def test_a_venv_inside_a_mount_at_its_own_place_stays_read_only() -> None:
     plan = make(mount("/opt", "/opt", "rw"))
     assert not can_write(plan, f"{VENV}/bin/python")
     assert can_write(plan, "/opt/other")
+    # once, and as what must be there
+    assert [op for op in of(plan, Bind) if op.source == VENV] == [Bind(VENV, VENV)]
 
 
 @pytest.mark.parametrize(
-    ("source", "path"), [("/opt", "/data/venv/bin/python"), ("/", "/data/opt/venv/bin/python")]
+    ("source", "venv", "path"),
+    [
+        ("/opt", VENV, "/data/venv"),
+        ("/opt", "/opt/a/b/venv", "/data/a/b/venv"),
+        (PROJECT, f"{PROJECT}/.venv", "/data/.venv"),
+    ],
 )
-def test_a_venv_that_a_mount_shows_elsewhere_is_read_only_there(source: str, path: str) -> None:
-    try:
-        plan = make(mount(source, "/data", "rw"))
-    except MountError:
-        return
-    assert not can_write(plan, path)
+def test_a_venv_that_a_mount_shows_elsewhere_is_read_only_there(
+    source: str, venv: str, path: str
+) -> None:
+    plan = make(mount(source, "/data", "rw"), prefixes=("/opt/first", venv, f"{PROJECT}/z"))
+    assert seen(plan, f"{path}/bin/python") == Bind(venv, path, absent=Absent.SKIP)
+    assert seen(plan, f"{venv}/bin/python") == Bind(venv, venv)
+    assert not can_write(plan, f"{path}/bin/python") and can_write(plan, "/data/other")
+
+
+def test_each_of_several_environments_is_read_only_where_a_mount_shows_them() -> None:
+    prefixes = ("/opt/a", "/opt/b/c", "/srv/elsewhere")
+    plan = make(mount("/opt", "/data", "rw"), prefixes=prefixes)
+    assert not can_write(plan, "/data/a/x") and not can_write(plan, "/data/b/c/x")
+    assert can_write(plan, "/data/b/x")
+    assert not [op for op in plan if "/data" in op.target and "elsewhere" in op.target]
+
+
+def test_the_whole_host_is_not_writable_elsewhere() -> None:
+    assert_holds_the_home(refused(mount("/", "/data", "rw")), "/")
+    for mode in ("ro", "overlay"):
+        assert not can_write(make(mount("/", "/data", mode)), f"/data{VENV}/bin/python")
 
 
 @pytest.mark.parametrize("inside", [VENV, f"{VENV}/share", "/usr/local/share/x"])
@@ -443,6 +636,114 @@ def test_the_python_environment_is_no_writable_workspace_and_no_writable_mount(i
 @pytest.mark.parametrize("path", ["/opt/venv2", "/opt", "/usr2"])
 def test_a_name_that_only_begins_like_the_environment_is_fine(path: str) -> None:
     make(mount(path, path, "rw"))
+
+
+# -- what stands where others' files lie -------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+@pytest.mark.parametrize("path", ["/", "/home", "/tmp", "/var", "/var/tmp"])
+def test_a_shared_folder_is_no_workspace_and_no_target(path: str, mode: str) -> None:
+    assert path in SHARED_TARGETS
+    for attempt, key in (
+        ({"workspace": mode, "workspace_path": path}, "workspace_path"),
+        (mount("/srv", path, mode), "mounts[0].target"),
+    ):
+        with pytest.raises(SpecError) as caught:
+            make(attempt)
+        assert caught.value.message.startswith(f"{key} = {path!r} is not possible: allowed is ")
+
+
+@pytest.mark.parametrize("path", ["/home/bob", "/tmp/a", "/var/lib/a", "/temp", "/variable"])
+def test_a_folder_below_a_shared_one_is_fine(path: str) -> None:
+    for config in ({"workspace_path": path}, mount(path, path, "rw")):
+        plan = make(config)
+        assert seen(plan, f"{path}/x") == Bind(path, path, readonly=False)
+    assert seen(plan, "/tmp/other") == next(op for op in of(plan, Tmpfs) if op.target == "/tmp")
+
+
+# -- symlinks: the system's are followed, the user's never -------------------------------------
+
+
+def followed(plan: Plan) -> set[str]:
+    return {op.source for op in of(plan, Bind) if op.follow}
+
+
+SYSTEM_LINKS: Final = {*(f"/etc/{name}" for name in ETC), "/var/cache/fontconfig"}
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+def test_only_paths_of_the_system_follow_symlinks(mode: str) -> None:
+    plan = make({"workspace": mode} | mount("/opt", "/data", mode), prefixes=(VENV, "/srv/py"))
+    assert followed(plan) == SYSTEM_LINKS
+    for source in (PROJECT, "/opt", VENV, "/srv/py", "/usr"):
+        for op in plan:
+            if isinstance(op, Bind) and op.source == source:
+                assert not op.follow
+    assert not Bind("/a", "/a").follow
+
+
+@pytest.fixture
+def detached(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The first phase without privileges: the path of each source that would be cloned."""
+    found: list[str] = []
+
+    def detach(fd: int, path: str) -> int:
+        found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        return os.dup(fd)
+
+    monkeypatch.setattr(build_module, "make_private", lambda: None)
+    monkeypatch.setattr(build_module, "_detach", detach)
+    return found
+
+
+def links(top: Path) -> tuple[str, list[str]]:
+    """A real folder, and three ways to it over a link: itself, on the way, and two of them."""
+    top = Path(os.path.realpath(top))
+    (top / "real/folder").mkdir(parents=True)
+    (top / "link").symlink_to(top / "real/folder")
+    (top / "way").symlink_to("real")
+    (top / "twice").symlink_to("link")
+    return str(top / "real/folder"), [str(top / n) for n in ("link", "way/folder", "twice")]
+
+
+def test_a_link_to_a_source_of_the_system_is_followed(tmp_path: Path, detached: list[str]) -> None:
+    real, ways = links(tmp_path)
+    plan = tuple(Bind(path, "/x", follow=True) for path in ways)
+    build_module.open_sources(plan).close()
+    assert detached == [real] * len(ways) + ["/dev/null"]
+
+
+@pytest.mark.parametrize("kind", ["bind", "overlay"])
+def test_a_link_to_a_source_of_the_user_is_refused(
+    kind: str, tmp_path: Path, detached: list[str]
+) -> None:
+    real, ways = links(tmp_path)
+    make_one: dict[str, Any] = {
+        "bind": lambda path, absent: Bind(path, "/x", absent=absent),
+        "overlay": lambda path, absent: Overlay(path, "/x", MIB, 10, absent),
+    }
+    build_module.open_sources((make_one[kind](real, Absent.FAIL),)).close()
+    assert detached == [real, "/dev/null"]
+    detached.clear()
+    for path in ways:
+        with pytest.raises(MountError) as caught:
+            build_module.open_sources((make_one[kind](path, Absent.FAIL),))
+        assert caught.value.message == f"{path} cannot be mounted: {describe_errno(errno.ELOOP)}"
+        assert detached == []
+        # and where it need not be there, it is as if it were not
+        sources = build_module.open_sources((make_one[kind](path, Absent.SKIP),))
+        assert sources.by_index == {}
+        sources.close()
+        assert detached == ["/dev/null"]
+        detached.clear()
+
+
+@pytest.mark.parametrize("path", ["/proc/self/cwd", "/proc/self/root", "/proc/self/exe"])
+def test_no_magic_link_is_followed(path: str, detached: list[str]) -> None:
+    with pytest.raises(MountError, match=r"ELOOP"):
+        build_module.open_sources((Bind(path, "/x", follow=True),))
+    assert detached == []
 
 
 # -- the Python environment --------------------------------------------------------------------
@@ -508,6 +809,7 @@ def test_facts_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere//else/")
     facts = collect_facts()
     assert facts.home == "/somewhere/else"
+    assert not [alias for alias, _ in facts.aliases if is_within("/somewhere", alias)]
     assert ("/usr", None) in facts.system
     for path, link in facts.system:
         assert os.path.islink(path) is (link is not None)
@@ -515,23 +817,13 @@ def test_facts_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
         facts.home = "/"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "home",
-    [
-        "/",
-        "relative",
-        "",
-        pytest.param(
-            "//",
-            marks=pytest.mark.xfail(strict=True, reason="normpath('//') is '//', and that is /"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("home", ["/", "//", "///", "/.", "//..", "relative", ".", ""])
 def test_a_home_that_can_be_none(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``HOME=/`` would put an empty file system over the whole root."""
     monkeypatch.setenv("HOME", home)
-    facts = collect_facts()
-    assert facts.home not in ("/", "//") and facts.home.startswith("/")
+    entry = pwd.getpwuid(os.getuid())
+    instead = entry.pw_dir if home == "" else f"/home/{entry.pw_name}"
+    assert collect_facts().home == os.path.realpath(instead)
 
 
 def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,14 +846,83 @@ def test_a_group_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -
     assert collect_facts().group == str(os.getgid())
 
 
-def test_a_home_behind_a_symlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At many sites /home/alice is a link; getcwd() and the supervisor know the real folder."""
-    real, link = tmp_path / "real", tmp_path / "link"
+def home_behind_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """(the real folder, the link that ``HOME`` names)."""
+    real, link = Path(os.path.realpath(tmp_path)) / "real", tmp_path / "link"
     real.mkdir()
     link.symlink_to(real)
     monkeypatch.setenv("HOME", str(link))
-    plan = plan_rootfs(SandboxSpec(), collect_facts(), uid=1, gid=1, cwd=os.path.realpath(real))
-    assert isinstance(seen(plan, f"{os.path.realpath(real)}/.ssh/id"), Mask)
+    return str(real), str(link)
+
+
+def test_a_home_behind_a_symlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At many sites /home/alice is a link; getcwd() and the supervisor know the real folder."""
+    real, link = home_behind_a_link(tmp_path, monkeypatch)
+    facts = collect_facts()
+    assert facts.home == real
+    assert facts.aliases[-1] == (link, real)
+    for mode in ("ro", "overlay"):
+        plan = plan_rootfs(parse_spec({"workspace": mode}), facts, uid=1, gid=1, cwd=real)
+        assert seen(plan, f"{real}/.ssh/id") == Mask(f"{real}/.ssh")
+        assert Symlink(link, real) in plan
+    with pytest.raises(MountError) as caught:
+        plan_rootfs(parse_spec({}), facts, uid=1, gid=1, cwd=real)
+    assert_holds_the_home(caught.value, real)
+
+
+def test_a_link_on_the_way_to_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, link = home_behind_a_link(tmp_path, monkeypatch)
+    os.mkdir(f"{real}/alice")
+    monkeypatch.setenv("HOME", f"{link}/alice/")
+    facts = collect_facts()
+    assert facts.home == f"{real}/alice"
+    assert facts.aliases[-1] == (f"{link}/alice", f"{real}/alice")
+
+
+def test_an_environment_in_the_home_behind_a_symlink_is_not_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What must never be shown is compared with the real home, however it is spelled."""
+    real, link = home_behind_a_link(tmp_path, monkeypatch)
+    os.makedirs(f"{real}/venv/bin")
+    monkeypatch.setattr(facts_module.sys, "path", [link, real, f"{link}/venv"])
+    facts = collect_facts()
+    assert f"{real}/venv" in facts.prefixes
+    assert not [path for path in facts.prefixes if is_within(real, path)]
+
+
+@pytest.mark.xfail(strict=True, reason="a HOME that is a link to / resolves to /")
+def test_a_home_that_is_a_link_to_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("/")
+    monkeypatch.setenv("HOME", str(tmp_path / "link"))
+    assert collect_facts().home != "/"
+
+
+@pytest.mark.parametrize(
+    ("config", "aliases"),
+    [
+        ({}, ((VENV + "-link", VENV),)),
+        ({}, (("/h/alice", HOME),)),
+        # each of these fails when it is built: ELOOP
+        *(
+            pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason=reason))
+            for reason, *case in (
+                ("a venv below a home that is a link", {}, (("/h/a/v", VENV), ("/h/a", HOME))),
+                ("a target below the link", mount("/srv", "/h/a/data"), (("/h/a", HOME),)),
+                ("/var/tmp is a link", {"workspace_path": "/var/tmp/a"}, ()),
+                ("/var/run is a link", mount("/srv", "/var/run/a"), ()),
+            )
+        ),
+    ],
+)
+def test_nothing_is_put_below_a_link(
+    config: dict[str, Any], aliases: tuple[tuple[str, str], ...]
+) -> None:
+    """Targets are resolved without symlinks, so that no plan could be executed otherwise."""
+    plan = make(config, aliases=aliases)
+    for link in of(plan, Symlink):
+        below = [o for o in plan if is_within(o.target, link.target) and o.target != link.target]
+        assert below == [], link
 
 
 # -- bounds and writability --------------------------------------------------------------------
@@ -606,7 +967,7 @@ def assert_bounded(plan: Plan) -> None:
         ({"workspace": "none"}, {PROJECT, HOME, *CACHE_TARGETS}),
         ({"identity": "isolated"}, {PROJECT, HOME}),
         ({"workspace": "ro", "workspace_path": HOME}, set()),
-        ({"workspace_path": HOME}, {HOME}),
+        ({"workspace": "overlay", "workspace_path": HOME}, {HOME}),
         ({"workspace": "ro"} | mount("/srv", "/data"), {HOME, *CACHE_TARGETS}),
         ({"workspace": "ro"} | mount("/srv", "/data", "rw"), {HOME, "/data", *CACHE_TARGETS}),
         ({"workspace": "ro"} | mount("/srv", "/data", "overlay"), {HOME, "/data", *CACHE_TARGETS}),
@@ -679,7 +1040,11 @@ NAMES = st.sampled_from(["alice", "project", ".ssh", ".config", ".venv", "a", ".
 TOPS = st.sampled_from(["/home", HOME, PROJECT, "/srv", "/opt", "/data"])
 PATHS = st.builds(lambda top, below: "/".join([top, *below]), TOPS, st.lists(NAMES, max_size=3))
 MOUNTS = st.fixed_dictionaries(
-    {"source": PATHS, "target": PATHS, "mode": st.sampled_from(["ro", "rw", "overlay"])}
+    {
+        "source": PATHS,
+        "target": PATHS.filter(lambda path: path not in SHARED_TARGETS),
+        "mode": st.sampled_from(["ro", "rw", "overlay"]),
+    }
 )
 CONFIGS = st.fixed_dictionaries(
     {
@@ -691,6 +1056,16 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+def is_a_hole(source: str, mode: str, prefixes: list[str]) -> bool:
+    """The rule itself, said once more: what may not be shown, and what not be written."""
+    if any(is_within(source, f"{HOME}/{name}") for name in SECRETS):
+        return True
+    executed = (*(f"{HOME}/{name}" for name in EXECUTED_OUTSIDE), *prefixes, "/usr")
+    return mode == "rw" and (
+        is_within(HOME, source) or any(is_within(source, folder) for folder in executed)
+    )
+
+
 @settings(derandomize=True, database=None, deadline=None, max_examples=400)
 @given(
     config=CONFIGS,
@@ -698,11 +1073,15 @@ CONFIGS = st.fixed_dictionaries(
     prefixes=st.lists(st.sampled_from([VENV, f"{PROJECT}/.venv", "/srv/a/lib"]), unique=True),
 )
 def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list[str]) -> None:
-    try:
-        plan = make(config, cwd=cwd, prefixes=tuple(prefixes))
-    except MountError:
+    shown = [(m["source"], m["target"], m["mode"]) for m in config["mounts"]]
+    if config["workspace"] != "none":
+        shown.append((cwd, cwd, config["workspace"]))
+    if any(is_a_hole(source, mode, prefixes) for source, _, mode in shown):
+        refused(config, cwd=cwd, prefixes=tuple(prefixes))
         return
+    plan = make(config, cwd=cwd, prefixes=tuple(prefixes))
     assert_bounded(plan)
+    assert followed(plan) == SYSTEM_LINKS
     # a parent always precedes what is below it; masks come last and cover whatever is there
     for index, operation in enumerate(plan):
         for later in plan[index + 1 :]:
@@ -712,21 +1091,24 @@ def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list
     for operation in plan:
         assert operation.target == os.path.normpath(operation.target) != "/"
     # nothing but what the spec names is written through to the host
-    named = {(m["source"], m["target"]) for m in config["mounts"] if m["mode"] == "rw"}
-    if config["workspace"] == "rw":
-        named.add((cwd, cwd))
+    named = {(source, target) for source, target, mode in shown if mode == "rw"}
     for bind in of(plan, Bind):
         if not bind.readonly:
             assert (bind.source, bind.target) in named
             assert not any(is_within(bind.source, prefix) for prefix in (*prefixes, "/usr"))
-    # no secret of the home is reachable through what shows it
-    shown = [(m["source"], m["target"]) for m in config["mounts"]]
-    if config["workspace"] != "none":
-        shown.append((cwd, cwd))
-    for source, target in shown:
-        for name in (".ssh", ".aws", ".netrc"):
-            path = f"{HOME}/{name}"
+            assert not is_within(HOME, bind.source)
+    # no secret of the home and nothing that runs outside is reachable through what shows it
+    for source, target, _ in shown:
+        for path in (f"{HOME}/{name}" for name in (".ssh", ".aws", ".netrc")):
             if is_within(path, source):
                 inside = target + path.removeprefix(source)
-                assert isinstance(seen(plan, inside), (Mask, type(None))), inside
+                assert isinstance(seen(plan, inside), Mask), inside
             assert not is_within(source, path)
+        git = (f"{source}/{name}" for name in GIT)
+        for path in (*git, *(f"{HOME}/{name}" for name in EXECUTED_OUTSIDE), *prefixes):
+            if is_within(path, source):
+                inside = target + path.removeprefix(source)
+                there = seen(plan, inside)
+                # another folder of the host may stand there instead, and be writable
+                if isinstance(there, Bind) and not there.readonly:
+                    assert there.source + inside.removeprefix(there.target) != path, there

@@ -377,8 +377,13 @@ class _Builder:
             os.close(null)
 
     def _mask_symlink(self, target: str) -> None:
-        """A hidden path that is a symlink: hide what it points to, as far as that is inside."""
-        point = openat2(self.root, target.lstrip("/"), os.O_PATH, resolve=_IN_ROOT)
+        """A hidden path with a symlink on it: refused, unless it leads nowhere inside."""
+        try:
+            point = openat2(self.root, target.lstrip("/"), os.O_PATH, resolve=_IN_ROOT)
+        except SyscallError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
         os.close(point)
         raise MountError(
             f"{target} cannot be hidden",

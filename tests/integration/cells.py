@@ -1,0 +1,39 @@
+"""A cell that is still running while the test does something to its kernel."""
+
+from __future__ import annotations
+
+import time
+
+from integration.sandboxes import TIMEOUT, Cell, take_output
+from jupyter_client.blocking import BlockingKernelClient
+
+#: Prepended to the code: what the test waits for before it acts.
+RUNNING = "running"
+
+
+def begin(client: BlockingKernelClient, code: str, *, timeout: float = TIMEOUT) -> str:
+    """Execute ``code`` and return its message id once it really runs."""
+    msg_id: str = client.execute(f"print({RUNNING!r}, flush=True)\n{code}")
+    deadline = time.monotonic() + timeout
+    while True:
+        message = client.get_iopub_msg(timeout=max(deadline - time.monotonic(), 0.01))
+        if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
+            assert message["content"]["text"].startswith(RUNNING)
+            return msg_id
+
+
+def finish(client: BlockingKernelClient, msg_id: str, *, timeout: float = TIMEOUT) -> Cell:
+    """Its outputs from now on, its reply and its ``idle``, or :class:`queue.Empty`."""
+    cell = Cell()
+    deadline = time.monotonic() + timeout
+    while True:
+        message = client.get_iopub_msg(timeout=max(deadline - time.monotonic(), 0.01))
+        if message["parent_header"].get("msg_id") == msg_id and take_output(cell, message):
+            break
+    while True:
+        reply = client.get_shell_msg(timeout=max(deadline - time.monotonic(), 0.01))
+        if reply["parent_header"].get("msg_id") == msg_id:
+            break
+    cell.reply = reply["content"]
+    cell.status = reply["content"]["status"]
+    return cell
