@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from integration.cells import begin, finish
 from integration.remains import Ground, caps, close_launchers, descendants, ground, wait_for_end
-from integration.sandboxes import manager, started, value
+from integration.sandboxes import manager, run_cell, started, value
 from integration.steering import Steering, steering
 from jupyter_client.manager import KernelManager
 
@@ -193,7 +193,8 @@ def test_a_running_sandbox_dies_as_a_whole(
     victim: str, ename: str, sentence: str, plain: Ground
 ) -> None:
     with started(plain.folder, caps()) as (km, client):
-        cell = begin(client, "import subprocess; subprocess.run(['sleep', '1000'])")
+        run_cell(client, "import subprocess; child = subprocess.Popen(['sleep', '1000'])")
+        cell = begin(client, "child.wait()")
         running = sandbox_of(km).started
         assert running is not None
         pids = {

@@ -183,9 +183,9 @@ def create(
         for controller in OPTIONAL_CONTROLLERS
         if controller not in found
         and isinstance(place := search.find(controller), Place)
-        # Joining a leaf leaves the cgroup that the caller is in, and with it an outer cap such as
-        # a batch job's. Only a cap that was asked for may do that on the convention's word alone.
-        and place.source is not Source.CONVENTIONAL
+        # Only where the directory was named for this: elsewhere a kernel without caps stays in the
+        # cgroup that its server is in, and below whatever caps that has.
+        and place.source is Source.HINT
     ]
     made: list[Leaf] = []
     try:

@@ -162,11 +162,11 @@ class Files:
         return [pid for pid in map(int, text.split()) if pid > 0]
 
     def children(self, directory: Path) -> list[Path]:
-        """Directories directly below; ``[]`` if it is gone."""
+        """Directories directly below; ``[]`` if it is gone or not for us to look into."""
         try:
             with os.scandir(directory) as entries:
                 return [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return []
 
 
