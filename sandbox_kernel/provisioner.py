@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.localinterfaces import localhost
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Any as AnyTrait
 from traitlets.config.loader import Config, LazyConfigValue
@@ -116,6 +117,8 @@ class SandboxProvisioner(LocalProvisioner):
             km.ip = str(self.directory / "k")
             for number, channel in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1):
                 setattr(km, f"{channel}_port", number)
+        elif self.spec.transport is Transport.TCP and km.transport != "tcp":
+            km.transport, km.ip = "tcp", localhost()  # the ip of an ipc manager is a path
         try:
             return await super().pre_launch(**kwargs)
         except OSError as error:

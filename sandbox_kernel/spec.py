@@ -321,7 +321,7 @@ def _mount(key: str, value: object) -> Mount:
 #: No workspace and no extra mount may stand in for these or lie below them: they are the walls.
 SYSTEM_TARGETS: Final = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys",
-    "/usr",
+    "/usr", "/var/run",
 )  # fmt: skip
 
 

@@ -177,7 +177,8 @@ def _build(
 ) -> Supervisor:
     """Every step of set-up in its order; what is made is on ``stack`` at once."""
     cwd = _working_directory(request)
-    spec, facts = _resolved(request.spec, cwd), shared.facts
+    facts = shared.facts
+    spec = _resolved(request.spec, cwd, facts.home)
     ids = idmap.plan(
         spec.identity, spec.id_range, uid=os.getuid(), gid=os.getgid(), user=facts.user
     )
@@ -263,13 +264,15 @@ def _check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
         )
 
 
-def _resolved(spec: SandboxSpec, cwd: str) -> SandboxSpec:
+def _resolved(spec: SandboxSpec, cwd: str, home: str) -> SandboxSpec:
     """Every host path without symlinks, for the plan compares them with the home and each other."""
+    secrets = [f"{home}/{name}" for name in rootfs.SECRETS]
+    hidden = [*spec.hide, *(path for path in secrets if _real_path(path) != path)]
     return dataclasses.replace(
         spec,
         workspace_path=cwd if spec.workspace_path is not None else None,
         mounts=tuple(dataclasses.replace(m, source=_real_path(m.source)) for m in spec.mounts),
-        hide=tuple(dict.fromkeys(p for path in spec.hide for p in (path, _real_path(path)))),
+        hide=tuple(dict.fromkeys(p for path in hidden for p in (path, _real_path(path)))),
     )
 
 

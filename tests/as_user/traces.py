@@ -2,16 +2,19 @@
 
 ::
 
+    python3 -I traces.py pick          # prints a uid and the first of 65536 subordinate ids
     python3 -I traces.py check USER    # prints what is there; 1 if anything is
     python3 -I traces.py remove USER   # ends the processes, removes the files
 
 Whose traces count: the user's own id and the whole range of its subordinate ids. Only processes
-and files of this one user are ever touched.
+and files of this one user are ever touched. Therefore its ids are not those that ``useradd`` would
+pick: in a container that shares /proc with its host, a name that is free may be a uid that is not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pwd
 import shutil
@@ -24,6 +27,9 @@ from pathlib import Path
 
 #: Where any user can write. The home is removed as a whole.
 PUBLIC_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", "/dev/mqueue")
+#: As in Debian's login.defs, and above the ids that a machine gives its first users.
+USER_IDS = (20000, 60000)
+SUBORDINATE_IDS = range(100_000, 600_100_000)
 GRACE = 10.0
 """Seconds within which all processes must have ended after the task's last one."""
 
@@ -37,6 +43,25 @@ def ids_of(user: str) -> list[range]:
         if name == user:
             ids.append(range(int(start), int(start) + int(count)))
     return ids
+
+
+def pick() -> int:
+    """Ids that no table names and under which no process runs."""
+    taken = {entry.pw_uid for entry in pwd.getpwall()} | {entry.gr_gid for entry in grp.getgrall()}
+    uid = next(
+        uid
+        for uid in range(*USER_IDS)
+        if uid not in taken and not any(processes([range(uid, uid + 1)]))
+    )
+    starts = [SUBORDINATE_IDS.start]
+    for table in ("/etc/subuid", "/etc/subgid"):
+        lines = Path(table).read_text().splitlines() if Path(table).exists() else []
+        starts += [int(start) + int(count) for _, start, count in (li.split(":") for li in lines)]
+    span = range(max(starts), max(starts) + 65536)
+    while any(processes([span])):
+        span = range(span.stop, span.stop + 65536)
+    print(uid, span.start)
+    return 0
 
 
 def processes(ids: list[range]) -> Iterator[tuple[int, str]]:
@@ -110,4 +135,4 @@ def remove(user: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit({"check": check, "remove": remove}[sys.argv[1]](sys.argv[2]))
+    sys.exit({"pick": pick, "check": check, "remove": remove}[sys.argv[1]](*sys.argv[2:]))

@@ -32,9 +32,13 @@ def kernel_under_test() -> str:
 
 
 def kernel_environment() -> dict[str, str]:
-    """The environment without what pytest puts into it: ipykernel leaves descriptors 1 and 2
-    alone where it sees that it runs in a test."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    """The environment without the developer's own switches for Python and without pytest's.
+
+    The sandbox passes neither on, and ipykernel leaves descriptors 1 and 2 alone where it sees that
+    it runs in a test.
+    """
+    own = ("PYTEST", "PYTHON")
+    return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
 @dataclass(frozen=True)

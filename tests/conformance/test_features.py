@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,53 @@ def test_kernel_info_is_that_of_python3(
             infos.append(info)
     assert {"debugger", "kernel subshells"} <= set(infos[0]["supported_features"])
     assert all(info == infos[-1] for info in infos), infos
+
+
+#: What a program may look at to learn how its interpreter was started; a zygote may get it wrong.
+STATE = """
+import gc, json, locale, logging, multiprocessing, os, signal, sys, tempfile, time, warnings
+print(json.dumps({
+    "path": sys.path,
+    "flags": repr(sys.flags),
+    "prefixes": [sys.executable, sys.prefix, sys.base_prefix],
+    "options": [sys.warnoptions, sys.dont_write_bytecode, sys.pycache_prefix],
+    "cwd": os.getcwd(),
+    "umask": os.umask(0o022),
+    "locale": locale.getlocale(),
+    "time zone": time.tzname,
+    "encodings": [sys.getfilesystemencoding(), locale.getpreferredencoding(), sys.stdout.encoding],
+    "signals": {s.name: repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)},
+    "ignored": [s.name for s in signal.Signals if signal.getsignal(s) == signal.SIG_IGN],
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    "log": [[repr(h) for h in logging.root.handlers], logging.root.level],
+    "warnings": [repr(f) for f in warnings.filters],
+    "limits": [sys.getrecursionlimit(), sys.getswitchinterval(), gc.get_threshold()],
+    "main": [__name__, sys.modules["__main__"].__dict__ is globals()],
+    "streams": [repr(type(s)) for s in (sys.stdin, sys.stdout, sys.stderr)],
+    "processes": [multiprocessing.get_start_method(), multiprocessing.process.ORIGINAL_DIR],
+    "folders": [os.path.expanduser("~"), tempfile.gettempdir()],
+    "leader": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid()],
+}))
+"""
+
+
+def test_state_of_the_interpreter_is_that_of_python3(
+    start_kernel: Callable[[str], RunningKernel], kernel_name: str
+) -> None:
+    states = [
+        json.loads(start_kernel(name).wire.execute(STATE).ok().text())
+        for name in (kernel_name, REFERENCE)
+    ]
+    assert states[0] == states[1]
+
+
+def test_two_kernels_do_not_draw_the_same_numbers(
+    start_kernel: Callable[[str], RunningKernel], kernel_name: str
+) -> None:
+    """Seeds that were drawn before a fork would be the same in every kernel."""
+    code = "import random, uuid, numpy; print(random.random(), numpy.random.rand(), uuid.uuid4())"
+    drawn = [start_kernel(kernel_name).wire.execute(code).ok().text().split() for _ in range(2)]
+    assert all(one != other for one, other in zip(*drawn, strict=True)), drawn
 
 
 def test_history_of_a_range(start_kernel: Callable[[str], RunningKernel], kernel_name: str) -> None:

@@ -149,7 +149,7 @@ def test_reserved_names_are_the_sandboxes_own(
         plain = value(client, "dict(__import__('os').environ)")
     monkeypatch.setenv("IPYTHONDIR", "/evil")
     monkeypatch.setenv("SHELL", "/evil")
-    fields = {"env": {name: "/evil" for name in names}}
+    fields = {"env": dict.fromkeys(names, "/evil")}
     with started(tmp_path, {"env_pass": list(names)}, fields=fields) as (_, client):
         variables = value(client, "dict(__import__('os').environ)")
     assert {name: variables.get(name) for name in names} == {n: plain.get(n) for n in names}

@@ -42,6 +42,9 @@ _NEVER = (
     "/var/tmp",
 )
 
+#: Top-level directories that the sandbox has for itself.
+_KEPT = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys")
+
 #: What an installed system is; everything else of ``/`` stays outside.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
@@ -66,13 +69,19 @@ def collect_facts() -> HostFacts:
     except KeyError:
         group = str(gid)
     named = os.path.normpath(os.environ.get("HOME") or entry.pw_dir)
-    if not named.startswith("/") or named.strip("/") == "":
-        named = f"/home/{entry.pw_name}"
     home = os.path.realpath(named)  # as the workspace is: the two are compared
+    if not named.startswith("/") or not _may_be_home(home):
+        named = home = f"/home/{entry.pw_name}"
     prefixes, aliases = python_prefixes(home)
     if named != home:
         aliases = (*aliases, (named, home))
     return HostFacts(entry.pw_name, group, home, prefixes, system_directories(), aliases)
+
+
+def _may_be_home(path: str) -> bool:
+    """A file system of the sandbox's own will be mounted there: not over the system."""
+    top = "/" + path.split("/")[1]
+    return path == "/root" or (path not in _NEVER and top not in (*_SYSTEM, *_KEPT))
 
 
 def system_directories() -> tuple[tuple[str, str | None], ...]:

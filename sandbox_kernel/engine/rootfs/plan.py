@@ -6,6 +6,7 @@ depth, so that a parent is always mounted before what lies below it, then the ma
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from ...errors import MountError
@@ -67,10 +68,12 @@ SECRETS: Final = (
 #: extra mount that is writable may lie there, or hold the home as a whole: a kernel could make the
 #: ones that do not exist yet.
 EXECUTED_OUTSIDE: Final = (
-    ".bash_aliases", ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".config",
-    ".emacs", ".emacs.d", ".gitconfig", ".inputrc", ".ipython", ".local", ".pam_environment",
-    ".profile", ".pythonrc", ".tmux.conf", ".vim", ".vimrc", ".xinitrc", ".xprofile", ".xsession",
-    ".zlogin", ".zprofile", ".zshenv", ".zshrc",
+    ".bash_aliases", ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".cargo", ".conda",
+    ".config", ".cshrc", ".emacs", ".emacs.d", ".gdbinit", ".gitconfig", ".inputrc", ".ipython",
+    ".kshrc", ".local", ".login", ".nvm", ".oh-my-zsh", ".pam_environment", ".profile", ".pyenv",
+    ".pythonrc", ".rbenv", ".rustup", ".tcshrc", ".tmux.conf", ".vim", ".vimrc", ".xinitrc",
+    ".xprofile", ".xsession", ".xsessionrc", ".zlogin", ".zlogout", ".zprofile", ".zshenv",
+    ".zshrc", "bin",
 )  # fmt: skip
 
 #: Below the home: caches that are slow to make again. A layer in memory takes the writes.
@@ -88,6 +91,8 @@ def plan_rootfs(
         MountError: the workspace or an extra mount would open a hole in a wall.
     """
     workspace = spec.workspace_path or cwd
+    mounts = tuple(replace(m, target=_real_target(facts, m.target)) for m in spec.mounts)
+    spec = replace(spec, mounts=mounts)
     _check_holes(spec, facts, workspace)
     user: list[Operation] = [*_home(spec, facts, workspace), *_python(facts)]
     user += _workspace(spec, workspace)
@@ -176,7 +181,7 @@ def _own_file_systems(spec: SandboxSpec, uid: int) -> list[Operation]:
         Directory("/run/user"),
         Directory(f"/run/user/{uid}", mode=0o700),
         Directory("/var"),
-        Symlink("/var/tmp", "/tmp"),
+        Tmpfs("/var/tmp", limits.tmp, limits.inodes, mode=0o1777),
         Symlink("/var/run", "/run"),
         Bind("/var/cache/fontconfig", "/var/cache/fontconfig", absent=Absent.SKIP, follow=True),
     ]
@@ -197,12 +202,22 @@ def _home(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation
 
 def _python(facts: HostFacts) -> list[Operation]:
     operations: list[Operation] = [Bind(path, path) for path in facts.prefixes]
+    names = [alias for alias, _ in facts.aliases]
     operations += [
         Symlink(alias, real)
         for alias, real in facts.aliases
         if not any(is_within(alias, folder) for folder in (*facts.prefixes, "/usr"))
+        and not any(is_within(alias, other) for other in names if other != alias)
     ]
     return operations
+
+
+def _real_target(facts: HostFacts, target: str) -> str:
+    """A target that was named through a link of the environment, such as the home's other name."""
+    for alias, real in facts.aliases:
+        if is_within(target, alias):
+            return real + target[len(alias) :]
+    return target
 
 
 def _workspace(spec: SandboxSpec, workspace: str) -> list[Operation]:
@@ -244,12 +259,24 @@ def _protected(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Oper
         paths = [f"{source}/.git/hooks", f"{source}/.git/config"]
         if source != target:  # at its own place each prefix is bound by _python
             paths += facts.prefixes
+        below = [p for p in dict.fromkeys(paths) if is_within(p, source) and p != source]
         operations += [
-            Bind(path, _inside(path, source, target), absent=Absent.SKIP)
-            for path in dict.fromkeys(paths)
-            if is_within(path, source) and path != source
+            Bind(path, _inside(path, source, target), absent=Absent.SKIP) for path in below
+        ]
+        if source == target:
+            below += [p for p in facts.prefixes if is_within(p, source)]
+        operations += [
+            Bind(path, _inside(path, source, target), readonly=False, absent=Absent.SKIP)
+            for path in dict.fromkeys(f for p in below for f in _folders_between(source, p))
         ]
     return operations
+
+
+def _folders_between(top: str, path: str) -> list[str]:
+    """The folders strictly between both. Bound onto themselves they become mount points, which
+    cannot be renamed: otherwise ``mv .git x`` would take the protection of .git/hooks away."""
+    names = path[len(top) :].strip("/").split("/")[:-1]
+    return [f"{top.rstrip('/')}/{'/'.join(names[: n + 1])}" for n in range(len(names))]
 
 
 def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
@@ -288,6 +315,11 @@ def _check_holes(spec: SandboxSpec, facts: HostFacts, workspace: str) -> None:
                     f"{source} cannot be writable inside",
                     cause=f"it lies in ~/{name}, which programs outside read and execute",
                     remedy="use mode 'ro' or 'overlay', or another folder",
+                )
+        for path in spec.hide:
+            if is_within(source, path):
+                raise MountError(
+                    f"{source} cannot be shown inside", cause=f"it lies in {path}, which is hidden"
                 )
         for prefix in (*facts.prefixes, "/usr"):
             if writable and is_within(source, prefix):
