@@ -51,13 +51,15 @@ from .protocol import (
     Started,
     parse_from_client,
 )
-from .spec import SandboxSpec, Transport, WorkspaceMode, check_workspace
+from .spec import MIB, SandboxSpec, Transport, WorkspaceMode, check_workspace
 from .syscalls import CapabilityBit
 
 #: Ports inside the sandbox's own net namespace, above its ephemeral range.
 _FIRST_PORT: Final = 61_001
 #: Seconds that a client has to send its request.
 _REQUEST_TIMEOUT: Final = 10.0
+#: Bytes. Queues are bounded below this; a multipart message without an end is not, in libzmq.
+_MEMORY_MAXIMUM: Final = 1024 * MIB
 #: Seconds that what the kernel still said may take to pass, once it is gone.
 _DRAIN_TIMEOUT: Final = 1.0
 
@@ -351,6 +353,7 @@ def _lock_down(program: bytes, ids: IdPlan) -> None:
         capabilities.become(ids.uid, ids.gid, drop_groups=True)
     capabilities.drop_all(keep=[CapabilityBit.KILL])
     seccomp.load(program)
+    process.limit_memory(_MEMORY_MAXIMUM)
     process.no_core_dump()
 
 

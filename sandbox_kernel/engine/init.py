@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import NamespaceError, ProtocolError, SandboxError, SetupError
+from ..errors import NamespaceError, ProtocolError, SandboxError, SetupError, describe_errno
 from ..syscalls import Prctl, prctl
 from . import capabilities, landlock, messages, namespaces, network, process, rootfs, seccomp
 from .idmap import IdPlan
@@ -106,8 +106,15 @@ def run(plan: InitPlan, workload: Workload, channel: socket.socket) -> int:
         with contextlib.suppress(OSError):
             messages.send(channel, {"type": "failed", "error": error.to_dict()})
         return 1
-    except OSError:
-        return 1  # the supervisor is gone
+    except OSError as error:
+        told = SetupError(
+            "the sandbox's pid 1 could not go on",
+            cause=describe_errno(error.errno or 0),
+            path=str(error.filename) if error.filename else None,
+        )
+        with contextlib.suppress(OSError):  # unless it was the supervisor that is gone
+            messages.send(channel, {"type": "failed", "error": told.to_dict()})
+        return 1
     return _live(channel, child, reaper)
 
 

@@ -102,7 +102,7 @@ def restrict(writable: Iterable[str]) -> int:
 def _allow(ruleset: int, path: str, access: Access) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     try:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):

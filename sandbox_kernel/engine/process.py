@@ -109,6 +109,11 @@ def apply_rlimits() -> None:
         resource.setrlimit(kind, (keep_soft, wanted))
 
 
+def limit_memory(size: int) -> None:
+    """Private writable memory of this process, in bytes: what it may be made to hold by others."""
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
 def no_core_dump() -> None:
     """For processes that hold the connection key: no core file, no /proc/PID/mem for others."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

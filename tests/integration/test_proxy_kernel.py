@@ -163,9 +163,10 @@ def test_control_passes_while_a_cell_runs(stand: Stand) -> None:
 
 def test_two_clients_each_with_its_own_stdin(stand: Stand) -> None:
     one, two = stand.client(), stand.client()
-    ids = [client.execute(f"print('for', input('{n}? '))", allow_stdin=True)
-           for n, client in (("one", one), ("two", two))]  # fmt: skip
+    code = "print('for', input('{}? '))"
+    ids = [one.execute(code.format("one"), allow_stdin=True)]
     assert one.get_stdin_msg(timeout=TIMEOUT)["content"]["prompt"] == "one? "
+    ids.append(two.execute(code.format("two"), allow_stdin=True))
     assert nothing_on(two, "stdin")
     one.input("1")
     assert reply_to(one, ids[0])["content"]["status"] == "ok"
