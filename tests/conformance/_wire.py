@@ -27,7 +27,7 @@ Message = dict[str, Any]
 Event = tuple[str, Message]
 """The name of the channel, and the message that came on it."""
 
-TIMEOUT: Final = 60.0
+TIMEOUT: Final = 10.0
 """Seconds until a wait for one message gives up. Only a failure ever takes that long."""
 
 

@@ -104,6 +104,9 @@ def jupyter_environment() -> Iterator[Path]:
             patch.setenv(f"JUPYTER_{variable}_DIR", str(base / variable.lower()))
         patch.setenv("IPYTHONDIR", str(base / "ipython"))
         patch.setenv("MPLCONFIGDIR", str(base / "matplotlib"))
+        # the debugger of an ordinary kernel leaves the dumped cells here
+        patch.setenv("TMPDIR", str(base / "tmp"))
+        (base / "tmp").mkdir()
         patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
         names = KernelSpecManager().find_kernel_specs()
         if REFERENCE not in names:

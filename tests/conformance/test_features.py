@@ -44,7 +44,7 @@ def test_kernel_info_is_that_of_python3(
 
 #: What a program may look at to learn how its interpreter was started; a zygote may get it wrong.
 STATE = """
-import gc, json, locale, logging, multiprocessing, os, signal, sys, tempfile, time, warnings
+import gc, json, locale, logging, multiprocessing, os, signal, sys, time, warnings
 print(json.dumps({
     "path": sys.path,
     "flags": repr(sys.flags),
@@ -64,7 +64,7 @@ print(json.dumps({
     "main": [__name__, sys.modules["__main__"].__dict__ is globals()],
     "streams": [repr(type(s)) for s in (sys.stdin, sys.stdout, sys.stderr)],
     "processes": [multiprocessing.get_start_method(), multiprocessing.process.ORIGINAL_DIR],
-    "folders": [os.path.expanduser("~"), tempfile.gettempdir()],
+    "home": os.path.expanduser("~"),
     "leader": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid()],
 }))
 """

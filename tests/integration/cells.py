@@ -7,13 +7,15 @@ import time
 from integration.sandboxes import TIMEOUT, Cell, take_output
 from jupyter_client.blocking import BlockingKernelClient
 
-#: Prepended to the code: what the test waits for before it acts.
+#: What the test waits for before it acts.
 RUNNING = "running"
 
 
-def begin(client: BlockingKernelClient, code: str, *, timeout: float = TIMEOUT) -> str:
-    """Execute ``code`` and return its message id once it really runs."""
-    msg_id: str = client.execute(f"print({RUNNING!r}, flush=True)\n{code}")
+def begin(
+    client: BlockingKernelClient, code: str, *, says: bool = False, timeout: float = TIMEOUT
+) -> str:
+    """Execute ``code``; its message id, once it runs and has said so (by itself if ``says``)."""
+    msg_id: str = client.execute(code if says else f"print({RUNNING!r}, flush=True)\n{code}")
     deadline = time.monotonic() + timeout
     while True:
         message = client.get_iopub_msg(timeout=max(deadline - time.monotonic(), 0.01))

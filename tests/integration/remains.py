@@ -1,8 +1,8 @@
 """A folder for one test, and a look at everything that sandboxes could leave behind it.
 
-``tests/traces.py`` looks at the machine once, after all tests. This looks after *one* start, so that
-the step which left something is known by name, and it sees what lies in the folders of one test:
-its run-time directory, its connection files, its temporary files.
+``tests/traces.py`` looks at the machine once, after all tests. This looks after *one* start, so
+that the step which left something is known by name, and it sees what lies in the folders of one
+test: its run-time directory, its connection files, its temporary files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pathlib import Path
 import probes
 import pytest
 from integration.sandboxes import TIMEOUT
+from jupyter_client.manager import KernelManager
 
 from sandbox_kernel.client import Launcher
+from sandbox_kernel.provisioner import SandboxProvisioner
 
 #: Seconds. A sandbox dies by end of file on a pipe, its cgroup after its last process.
 PATIENCE = 15.0
@@ -99,12 +101,22 @@ def look(folder: Path) -> frozenset[str]:
 
 
 def close_launchers() -> None:
-    """Let every launcher of this process end, and wait until it has."""
+    """Let every launcher of this process end, and wait until it has. Called after the last test."""
     for launcher in Launcher.close_all():
         launcher.process.wait(timeout=PATIENCE)
 
 
 # -- processes ----------------------------------------------------------------------------------
+
+
+def kernel_pid(km: KernelManager) -> int:
+    """The host's pid of the kernel: the first child of the sandbox's pid 1."""
+    assert isinstance(km.provisioner, SandboxProvisioner) and km.provisioner.sandbox
+    running = km.provisioner.sandbox.started
+    assert running is not None
+    init = running.init_pid
+    children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+    return int(children[0])
 
 
 def descendants(top: int | None = None) -> dict[int, str]:

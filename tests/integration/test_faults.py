@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 from integration.cells import begin, finish
-from integration.remains import Ground, caps, close_launchers, descendants, ground, wait_for_end
+from integration.remains import (
+    Ground,
+    caps,
+    close_launchers,
+    descendants,
+    ground,
+    kernel_pid,
+    wait_for_end,
+)
 from integration.sandboxes import manager, run_cell, started, value
 from integration.steering import Steering, steering
 from jupyter_client.manager import KernelManager
@@ -170,15 +178,6 @@ def sandbox_of(km: KernelManager) -> Sandbox:
     assert km.provisioner is not None
     found: Sandbox = km.provisioner.sandbox  # type: ignore[attr-defined]
     return found
-
-
-def kernel_pid(km: KernelManager) -> int:
-    """The host's pid of the kernel: the only child of the sandbox's pid 1."""
-    running = sandbox_of(km).started
-    assert running is not None
-    children = Path(f"/proc/{running.init_pid}/task/{running.init_pid}/children").read_text()
-    (pid,) = map(int, children.split())
-    return pid
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from integration.containers import starts
 from integration.sandboxes import inside, manager, own_launcher, run_cell, started, value
 
 from sandbox_kernel.errors import MountError, SetupError, SpecError
+from sandbox_kernel.provisioner import SandboxProvisioner
 
 SECRET = "nobody inside may read this"
 
@@ -272,6 +273,28 @@ def test_a_read_only_mount_within_the_workspace(tmp_path: Path, workspace: Path)
     assert (workspace / "model" / "data.txt").read_text() == "weights"
 
 
+def test_a_python_folder_within_the_workspace_stays_read_only(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a virtual environment beside the notebook: programs outside run what lies there."""
+    packages = workspace / "venv" / "lib"
+    packages.mkdir(parents=True)
+    (packages / "data.txt").write_text("a module")
+    code = (
+        f"import sys; sys.path[0] = {str(packages)!r}; "
+        "from sandbox_kernel.launcher import main; sys.exit(main())"
+    )
+    monkeypatch.setattr(SandboxProvisioner, "_launcher_command", (sys.executable, "-c", code))
+    before = contents(packages)
+    with started(tmp_path, cwd=workspace) as (_, client):
+        assert set(inside(client, write_everywhere, str(packages)).values()) == {errno.EROFS}
+        for path in (packages, packages.parent):
+            moved = run_cell(client, f"__import__('os').rename({str(path)!r}, '{path}-moved')")
+            assert "Errno 16" in moved.evalue
+        assert run_cell(client, "open('made.txt', 'w')").ok
+    assert contents(packages) == before
+
+
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, workspace: Path) -> None:
     missing = str(tmp_path / "missing")
     error = refusal(tmp_path, {"mounts": [{"source": missing}]}, cwd=workspace)
@@ -332,6 +355,47 @@ def test_a_hidden_folder_in_a_writable_workspace(tmp_path: Path, workspace: Path
         assert inside(client, secrets_seen, str(workspace), SECRET) == []
     assert (workspace / "private" / "key").read_text() == SECRET
     assert (workspace / "token").read_text() == SECRET
+
+
+def test_a_hidden_path_cannot_be_moved_for_the_next_kernel(tmp_path: Path, workspace: Path) -> None:
+    """Its parents are held in their place, and stay writable otherwise."""
+    secret = workspace / "a" / "b" / "key"
+    secret.parent.mkdir(parents=True)
+    secret.write_text(SECRET)
+    config = {"hide": [str(secret)]}
+
+    def away(folder: str) -> list[int]:
+        import os
+
+        numbers = []
+        for name in ("a", "a/b", "a/b/key"):
+            try:
+                os.rename(f"{folder}/{name}", f"{folder}/{name}-moved")
+                numbers.append(0)
+            except OSError as error:
+                numbers.append(error.errno or -1)
+        open(f"{folder}/a/b/made", "w").close()
+        return numbers
+
+    for _ in range(2):
+        with started(tmp_path, config, cwd=workspace) as (_, client):
+            assert inside(client, away, str(workspace)) == [errno.EBUSY] * 3
+            assert inside(client, secrets_seen, str(workspace), SECRET) == []
+    assert secret.read_text() == SECRET
+    assert (workspace / "a" / "b" / "made").exists()
+
+
+def test_an_extra_mount_on_the_way_to_a_hidden_path_stays_read_only(
+    tmp_path: Path, workspace: Path
+) -> None:
+    folder = workspace / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "key").write_text(SECRET)
+    config = {"hide": [str(folder / "key")], "mounts": [{"source": str(workspace / "a")}]}
+    with started(tmp_path, config, cwd=workspace) as (_, client):
+        assert "Errno 30" in run_cell(client, "open('a/made', 'w')").evalue
+        assert "Errno 30" in run_cell(client, "open('a/b/made', 'w')").evalue
+        assert value(client, "open('a/b/key').read()") == ""
 
 
 def test_a_folder_below_the_home_shows_nothing_of_the_home(tmp_path: Path, home: Path) -> None:

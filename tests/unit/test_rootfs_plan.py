@@ -51,7 +51,8 @@ from sandbox_kernel.engine.rootfs.plan import (
     is_within,
 )
 from sandbox_kernel.errors import MountError, SpecError, describe_errno
-from sandbox_kernel.spec import MIB, SHARED_TARGETS, parse_spec
+from sandbox_kernel.spec import MIB, SHARED_TARGETS, SYSTEM_TARGETS, parse_spec
+from sandbox_kernel.supervisor import _resolved
 
 #: The module: the package has a function of the same name.
 build_module: Final = importlib.import_module("sandbox_kernel.engine.rootfs.build")
@@ -67,15 +68,19 @@ FACTS: Final = HostFacts(
 )
 #: Writable in every sandbox, and each a file system in memory or a device.
 ALWAYS: Final = {
-    "/proc", "/dev", "/dev/pts", "/dev/shm", "/tmp", "/run", *(f"/dev/{n}" for n, _, _ in DEVICES),
+    "/proc", "/dev", "/dev/pts", "/dev/shm", "/tmp", "/run", "/var/tmp",
+    *(f"/dev/{n}" for n, _, _ in DEVICES),
 }  # fmt: skip
 CACHE_TARGETS: Final = {f"{HOME}/{name}" for name in CACHES}
 #: What is shown of a git repository, but never writable: what git outside would run.
 GIT: Final = (".git/hooks", ".git/config")
 #: The parts of a home that may be writable inside and that hold a secret all the same.
-WRITABLE_WITH_SECRET: Final = {
-    HOME + "/.cache": ".cache/huggingface/token",
+WRITABLE_WITH_SECRET: Final = {HOME + "/.cache": ".cache/huggingface/token"}
+#: The parts that may be read and that hold one.
+READABLE_WITH_SECRET: Final = {
     HOME + "/.cargo": ".cargo/credentials.toml",
+    HOME + "/.config": ".config/gh",
+    HOME + "/.local": ".local/share/jupyter",
 }
 Plan = tuple[Operation, ...]
 _Kind = TypeVar("_Kind")
@@ -117,6 +122,11 @@ def can_write(plan: Plan, path: str) -> bool:
     """Would the host's own files at ``path`` change?"""
     operation = seen(plan, path)
     return isinstance(operation, Bind) and not operation.readonly
+
+
+def folders_between(top: str, path: str) -> set[str]:
+    """What could be renamed inside ``top`` to take ``path`` out of its place."""
+    return {str(folder) for folder in Path(path).parents if Path(top) in folder.parents}
 
 
 def refused(
@@ -265,8 +275,9 @@ def test_the_home_is_empty_but_for_the_workspace() -> None:
     assert seen(plan, f"{HOME}/.ssh/id_ed25519") != Bind(HOME, HOME)
     shown = [op for op in plan if isinstance(op, (Bind, Overlay)) and is_within(op.source, HOME)]
     git = {f"{PROJECT}/{name}" for name in GIT}
-    assert {op.source for op in shown} == {PROJECT} | git | CACHE_TARGETS
-    assert {op.source for op in of(plan, Bind) if not op.readonly} == {PROJECT}
+    writable = {PROJECT, f"{PROJECT}/.git"}
+    assert {op.source for op in shown} == writable | git | CACHE_TARGETS
+    assert {op.source for op in of(plan, Bind) if not op.readonly} == writable
 
 
 def test_no_file_of_the_user_for_an_isolated_kernel() -> None:
@@ -368,6 +379,20 @@ def test_secrets_are_hidden_in_a_part_of_the_home_that_may_be_writable(
     assert can_write(plan, "/data/other") is (mode == "rw")
 
 
+@pytest.mark.parametrize(("source", "secret"), READABLE_WITH_SECRET.items())
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+def test_secrets_are_hidden_in_a_part_of_the_home_that_may_be_read(
+    source: str, secret: str, mode: str
+) -> None:
+    plan = make({"workspace": mode}, cwd=source)
+    assert seen(plan, f"{HOME}/{secret}/x") == Mask(f"{HOME}/{secret}")
+    assert getattr(seen(plan, f"{source}/other"), "source", None) == source
+    plan = make(mount(source, "/data", mode))
+    inside = "/data" + f"{HOME}/{secret}".removeprefix(source)
+    assert seen(plan, f"{inside}/x") == Mask(inside)
+    assert getattr(seen(plan, "/data/other"), "source", None) == source
+
+
 @pytest.mark.parametrize("config", [{}, {"workspace": "ro"}, {"workspace": "overlay"}])
 def test_the_spec_can_hide_more(config: dict[str, Any]) -> None:
     hide = {"hide": [f"{PROJECT}/keys", "/srv/elsewhere"]}
@@ -404,6 +429,39 @@ def test_a_secret_folder_is_no_workspace_and_no_mount(name: str, mode: str) -> N
 def test_a_secret_folder_may_be_named_where_nothing_is_shown() -> None:
     plan = make({"workspace": "none"}, cwd=f"{HOME}/.ssh")
     assert isinstance(seen(plan, f"{HOME}/.ssh/id"), Tmpfs)
+
+
+@pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+@pytest.mark.parametrize("hidden", ["/srv/keys", f"{HOME}/keys", PROJECT])
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+def test_what_lies_in_a_hidden_folder_is_no_workspace_and_no_mount(
+    mode: str, hidden: str, below: str
+) -> None:
+    """No mask would cover it: the folder that is shown lies below the one to hide."""
+    path, hide = hidden + below, {"hide": ["/srv/other", hidden]}
+    for attempt, cwd in (
+        ({"workspace": mode}, path),
+        ({"workspace": mode, "workspace_path": path}, "/srv/b"),
+        ({"workspace": "none"} | mount(path, "/data", mode), "/srv/b"),
+        ({"workspace": "none"} | mount(path, path, mode), "/srv/b"),
+    ):
+        assert refused(hide | attempt, cwd=cwd).message == (
+            f"{path} cannot be shown inside: it lies in {hidden}, which is hidden"
+        )
+        assert make(attempt, cwd=cwd)
+    # an empty folder in its place shows nothing, and a name alone is none
+    assert isinstance(seen(make(hide | {"workspace": "none"}, cwd=path), f"{path}/x"), Tmpfs)
+    beside = f"{hidden}2{below}"
+    plan = make(hide | {"workspace": mode}, cwd=beside)
+    assert getattr(seen(plan, f"{beside}/x"), "source", None) == beside
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+def test_a_hidden_folder_is_hidden_where_what_holds_it_is_shown(mode: str) -> None:
+    hide = {"hide": ["/srv/keys"]}
+    plan = make(hide | mount("/srv", "/data", mode))
+    assert seen(plan, "/data/keys/a") == Mask("/data/keys")
+    assert not isinstance(seen(plan, "/data/other"), Mask)
 
 
 @pytest.mark.parametrize("mode", ["rw", "ro", "overlay", "none"])
@@ -510,14 +568,30 @@ def test_what_a_login_executes_is_no_writable_workspace_and_no_writable_mount(
 
 def test_what_logins_execute() -> None:
     """The list itself, against a typing error."""
-    for name in (".bash_profile", ".bashrc", ".profile", ".zshrc", ".config", ".local", ".ipython"):
+    for name in (
+        ".bash_profile", ".bashrc", ".cargo", ".conda", ".config", ".cshrc", ".gdbinit", ".ipython",
+        ".local", ".nvm", ".profile", ".pyenv", ".rbenv", ".rustup", ".tcshrc", ".xsessionrc",
+        ".zlogout", ".zshrc", "bin",
+    ):  # fmt: skip
         assert name in EXECUTED_OUTSIDE
-    assert all(name == os.path.normpath(name) and name[0] == "." for name in EXECUTED_OUTSIDE)
+    assert [name for name in EXECUTED_OUTSIDE if name[0] != "."] == ["bin"]
+    assert all(name == os.path.basename(name) not in (".", "..") for name in EXECUTED_OUTSIDE)
+    assert list(EXECUTED_OUTSIDE) == sorted(set(EXECUTED_OUTSIDE))
 
 
 @pytest.mark.parametrize(
     "path",
-    [f"{HOME}/.local2", f"{HOME}/.config-old", f"{HOME}/.loca", f"{PROJECT}/.config", "/srv/.vim"],
+    [
+        f"{HOME}/.local2",
+        f"{HOME}/.config-old",
+        f"{HOME}/.loca",
+        f"{PROJECT}/.config",
+        "/srv/.vim",
+        f"{HOME}/bin2",
+        f"{HOME}/binary/bin",
+        f"{PROJECT}/bin",
+        "/srv/bin",
+    ],
 )
 def test_a_name_that_only_looks_like_what_a_login_executes_is_fine(path: str) -> None:
     assert can_write(make(cwd=path), f"{path}/x")
@@ -550,6 +624,111 @@ def test_what_is_protected_cannot_be_moved_away(protected: str) -> None:
     while protected != PROJECT:
         assert protected in targets
         protected = os.path.dirname(protected)
+
+
+@pytest.mark.parametrize(
+    ("config", "prefixes", "folders"),
+    [
+        ({}, (), {f"{PROJECT}/.git": f"{PROJECT}/.git"}),
+        (
+            {},
+            (f"{PROJECT}/.venv", f"{PROJECT}/a/b/venv", f"{PROJECT}/a/c/d"),
+            {f"{PROJECT}/{n}": f"{PROJECT}/{n}" for n in (".git", "a", "a/b", "a/c")},
+        ),
+        (
+            {"workspace": "none"} | mount("/opt", "/data/x", "rw"),
+            ("/opt/a/b/venv", "/opt/c", "/srv/z/venv"),
+            {"/opt/.git": "/data/x/.git", "/opt/a": "/data/x/a", "/opt/a/b": "/data/x/a/b"},
+        ),
+        (
+            {"workspace": "ro"} | mount("/opt", "/opt", "rw"),
+            ("/opt/a/venv",),
+            {"/opt/.git": "/opt/.git", "/opt/a": "/opt/a"},
+        ),
+        # what is hidden, and what is shown otherwise, could be moved out of its place as well
+        (
+            {"hide": [f"{PROJECT}/a/keys", f"{PROJECT}/b", "/srv/c/d"]},
+            (),
+            {f"{PROJECT}/{n}": f"{PROJECT}/{n}" for n in (".git", "a")},
+        ),
+        (
+            {"workspace": "none", "hide": ["/opt/a/b/keys"]} | mount("/opt", "/data/x", "rw"),
+            (),
+            {"/opt/.git": "/data/x/.git", "/opt/a": "/data/x/a", "/opt/a/b": "/data/x/a/b"},
+        ),
+        (
+            mount(f"{PROJECT}/a/b/in", f"{PROJECT}/a/b/in"),
+            (),
+            {f"{PROJECT}/{n}": f"{PROJECT}/{n}" for n in (".git", "a", "a/b")},
+        ),
+        # what a mount of the spec stands at or above is its own
+        (
+            mount("/srv/mid", f"{PROJECT}/a"),
+            (f"{PROJECT}/a/b/venv", f"{PROJECT}/a2/venv"),
+            {f"{PROJECT}/{n}": f"{PROJECT}/{n}" for n in (".git", "a2")},
+        ),
+        (mount("/srv/mid", f"{PROJECT}/.git"), (), {}),
+        ({"workspace": "ro"}, (f"{PROJECT}/a/venv",), {}),
+        ({"workspace": "overlay"} | mount("/opt", "/data", "overlay"), ("/opt/a/venv",), {}),
+    ],
+)
+def test_the_folders_above_what_is_protected_are_mounted_onto_themselves(
+    config: dict[str, Any], prefixes: tuple[str, ...], folders: dict[str, str]
+) -> None:
+    plan = make(config, prefixes=prefixes)
+    asked = {op for op in of(plan, Bind) if op.target in (PROJECT, "/opt", "/data/x")}
+    found = {op for op in of(plan, Bind) if not op.readonly} - asked
+    # there are folders without a repository; what is in them may be written as before
+    assert found == {
+        Bind(source, target, readonly=False, absent=Absent.SKIP)
+        for source, target in folders.items()
+    }
+    for folder in folders.values():
+        assert can_write(plan, f"{folder}/x")
+    for prefix in prefixes:
+        assert seen(plan, f"{prefix}/x") == Bind(prefix, prefix)
+
+
+def test_each_folder_above_several_protected_ones_is_mounted_once() -> None:
+    plan = make(prefixes=(f"{PROJECT}/a/b", f"{PROJECT}/a/c"))
+    targets = [op.target for op in plan if is_within(op.target, PROJECT)]
+    assert len(targets) == len(set(targets))
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+@pytest.mark.parametrize("source", ["/srv/mid", None])
+@pytest.mark.parametrize("below", [".git", "a", "a/b"])
+def test_a_mount_of_the_spec_is_never_covered_by_a_writable_folder(
+    below: str, source: str | None, mode: str
+) -> None:
+    """``mounts = [{source = ".git", mode = "ro"}]`` is how to protect a whole repository."""
+    target = f"{PROJECT}/{below}"
+    plan = make(mount(source or target, target, mode), prefixes=(f"{PROJECT}/a/b/.venv",))
+    operation = seen(plan, f"{target}/x")
+    assert getattr(operation, "source", None) == (source or target)
+    assert not can_write(plan, f"{target}/x")
+
+
+def test_nothing_of_the_workspace_shows_through_a_mount_of_the_spec() -> None:
+    plan = make(mount("/srv/mid", f"{PROJECT}/a"), prefixes=(f"{PROJECT}/a/b/c/.venv",))
+    assert not can_write(plan, f"{PROJECT}/a/b/c/x")
+
+
+@pytest.mark.xfail(strict=True, reason="the folders above what is protected cover the workspace")
+@pytest.mark.parametrize("mode", ["ro", "overlay", "none"])
+@pytest.mark.parametrize("below", ["", "/b"])
+def test_the_workspace_is_never_covered_by_a_writable_folder(below: str, mode: str) -> None:
+    """It lies in a folder that a mount shows writable at its own place."""
+    cwd = f"/srv/a{below}"
+    table = mount("/srv", "/srv", "rw") | {"hide": [f"{cwd}/c/keys"]}
+    assert not can_write(make(table | {"workspace": mode}, cwd=cwd), f"{cwd}/x")
+    assert not can_write(make(table | {"workspace": mode}, cwd=cwd), f"{cwd}/c/x")
+
+
+@pytest.mark.xfail(strict=True, reason="git takes its config from where .git/commondir says")
+def test_git_outside_is_not_led_to_another_config() -> None:
+    """``git status`` then runs what ``core.fsmonitor`` of that config names."""
+    assert not can_write(make(), f"{PROJECT}/.git/commondir")
 
 
 def test_each_writable_mount_has_its_own_protection() -> None:
@@ -661,6 +840,52 @@ def test_a_folder_below_a_shared_one_is_fine(path: str) -> None:
     assert seen(plan, "/tmp/other") == next(op for op in of(plan, Tmpfs) if op.target == "/tmp")
 
 
+@pytest.mark.parametrize("below", ["", "/a", "/a/b"])
+@pytest.mark.parametrize("top", SYSTEM_TARGETS)
+def test_nothing_stands_in_for_the_system(top: str, below: str) -> None:
+    for attempt in ({"workspace_path": top + below}, mount("/srv", top + below)):
+        with pytest.raises(SpecError, match="is not possible: allowed is "):
+            make(attempt)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=pytest.mark.xfail(strict=True, reason="no target of the system"))
+        if p == "/libx32"
+        else p
+        for p in facts_module._SYSTEM
+    ],
+)
+def test_every_directory_of_the_system_is_a_wall(path: str) -> None:
+    assert path in SYSTEM_TARGETS
+
+
+def test_every_link_of_the_sandbox_is_below_a_wall() -> None:
+    """A target below a link cannot be made; /var/run is one, /var/tmp is none."""
+    made = {link.target for link in of(make(), Symlink)}
+    assert "/var/run" in made and "/var/tmp" not in made
+    assert [p for p in made if not any(is_within(p, top) for top in SYSTEM_TARGETS)] == []
+
+
+def test_the_second_temporary_folder_is_like_the_first() -> None:
+    """Its own, and as bounded: it outlives no kernel and shows no file of the host."""
+    plan = make({"tmp_size": "3M", "inodes": 1111})
+    assert seen(plan, "/var/tmp/x") == Tmpfs("/var/tmp", 3 * MIB, 1111, mode=0o1777)
+    first = seen(plan, "/tmp/x")
+    assert isinstance(first, Tmpfs)
+    assert seen(plan, "/var/tmp/x") == dataclasses.replace(first, target="/var/tmp")
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+def test_a_folder_below_the_second_temporary_one(mode: str) -> None:
+    path = "/var/tmp/a"
+    for plan in (make({"workspace": mode}, cwd=path), make(mount("/srv", path, mode))):
+        assert isinstance(seen(plan, f"{path}/x"), Bind)
+        assert can_write(plan, f"{path}/x") is (mode == "rw")
+        assert isinstance(seen(plan, "/var/tmp/other"), Tmpfs)
+
+
 # -- symlinks: the system's are followed, the user's never -------------------------------------
 
 
@@ -754,11 +979,80 @@ def test_aliases_of_the_environment_are_links() -> None:
             ("/opt/current", "/opt/venv"),
             ("/opt/venv/lib64", "/opt/venv/lib"),  # within a prefix: it is there already
             ("/usr/lib64/python", "/usr/lib/python"),  # within /usr: likewise
+            ("/opt/current/lib64", "/opt/venv/lib"),  # below a link: it is seen through that
+            ("/opt/current2", "/opt/venv"),  # only begins like one
         )
     )
     links = {op.target: op.to for op in of(plan, Symlink)}
-    assert links["/opt/current"] == "/opt/venv"
-    assert "/opt/venv/lib64" not in links and "/usr/lib64/python" not in links
+    always = {op.target: op.to for op in of(make(), Symlink)}
+    assert links == always | {"/opt/current": "/opt/venv", "/opt/current2": "/opt/venv"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_alias_below_another_is_none_of_its_own(order: int) -> None:
+    aliases = (("/h/a/venv", f"{HOME}/venv"), ("/h/a", HOME))[::order]
+    plan = make(prefixes=(f"{HOME}/venv",), aliases=aliases)
+    assert [op for op in of(plan, Symlink) if is_within(op.target, "/h")] == [Symlink("/h/a", HOME)]
+    assert seen(plan, f"{HOME}/venv/bin") == Bind(f"{HOME}/venv", f"{HOME}/venv")
+
+
+@pytest.mark.xfail(strict=True, reason="a link below the home's other name is dropped")
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_environment_behind_a_link_in_a_home_behind_a_link(order: int) -> None:
+    """/h/a -> HOME and HOME/v -> /opt/venv: sys.prefix is /h/a/v, and must lead somewhere."""
+    plan = make(aliases=(("/h/a/v", VENV), ("/h/a", HOME))[::order])
+    assert Symlink("/h/a", HOME) in plan
+    assert Symlink(f"{HOME}/v", VENV) in plan
+
+
+ALIASES: Final = (("/h/a", HOME), ("/current", "/opt/x"))
+
+
+@pytest.mark.parametrize(
+    ("named", "real"),
+    [
+        ("/h/a/data", f"{HOME}/data"),
+        ("/h/a/b/c", f"{HOME}/b/c"),
+        ("/h/a/project/sub", f"{PROJECT}/sub"),
+        ("/current", "/opt/x"),
+        ("/current/y", "/opt/x/y"),
+        # these only begin like one, or lie above it
+        ("/h/ab", "/h/ab"),
+        ("/h/a2/x", "/h/a2/x"),
+        ("/h/b/h/a", "/h/b/h/a"),
+        (f"{HOME}/data", f"{HOME}/data"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+def test_a_target_named_through_a_link_is_where_the_link_leads(
+    named: str, real: str, mode: str
+) -> None:
+    plan = make(mount("/srv/in", named, mode), aliases=ALIASES)
+    operation = seen(plan, f"{real}/x")
+    assert isinstance(operation, (Bind, Overlay))
+    assert (operation.source, operation.target) == ("/srv/in", real)
+    assert can_write(plan, f"{real}/x") is (mode == "rw")
+    if named != real:
+        assert not [op for op in plan if is_within(op.target, named) and op.target not in named]
+        assert not [op for op in plan if op.target == named and not isinstance(op, Symlink)]
+
+
+def test_what_is_named_through_a_link_is_protected_and_hidden_where_it_is() -> None:
+    plan = make(mount("/srv/in", "/h/a/data", "rw") | {"hide": ["/srv/in/k"]}, aliases=ALIASES)
+    for name in GIT:
+        path = f"{HOME}/data/{name}"
+        assert seen(plan, path) == Bind(f"/srv/in/{name}", path, absent=Absent.SKIP)
+    assert seen(plan, f"{HOME}/data/.git/index") == Bind(
+        "/srv/in/.git", f"{HOME}/data/.git", readonly=False, absent=Absent.SKIP
+    )
+    assert seen(plan, f"{HOME}/data/k/x") == Mask(f"{HOME}/data/k")
+    assert [op.target for op in plan if is_within(op.target, "/h")] == ["/h/a"]
+
+
+@pytest.mark.xfail(strict=True, reason="a target is compared with the system as it is spelled")
+def test_a_link_does_not_lead_a_mount_into_the_system() -> None:
+    with pytest.raises((MountError, SpecError)):
+        make(mount("/srv/in", "/py/x", "rw"), aliases=(("/py", "/usr/lib/py"),))
 
 
 def test_this_interpreters_environment() -> None:
@@ -823,6 +1117,44 @@ def test_a_home_that_can_be_none(home: str, monkeypatch: pytest.MonkeyPatch) -> 
     entry = pwd.getpwuid(os.getuid())
     instead = entry.pw_dir if home == "" else f"/home/{entry.pw_name}"
     assert collect_facts().home == os.path.realpath(instead)
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+@pytest.mark.parametrize(
+    "home",
+    [
+        "/bin", "/boot", "/boot/a", "/dev", "/dev/shm/a", "/etc", "/etc/a", "/home", "/lib",
+        "/lib64/a", "/proc", "/proc/self/cwd", "/run", "/run/user/a", "/sbin/a", "/sys/a", "/tmp",
+        "/usr", "/usr/local/a", "/var", "/var/run/a", "/var/tmp",
+    ],
+)  # fmt: skip
+def test_a_home_in_the_system_is_none(
+    home: str, through_a_link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file system of the sandbox's own would stand there instead."""
+    if home == "/proc/self/cwd":
+        monkeypatch.chdir("/usr/lib")
+    if through_a_link:
+        (tmp_path / "link").symlink_to(home)
+        home = str(tmp_path / "link")
+    monkeypatch.setenv("HOME", home)
+    facts = collect_facts()
+    assert facts.home == f"/home/{pwd.getpwuid(os.getuid()).pw_name}"
+    # and its name is no link to it
+    assert not [pair for pair in facts.aliases if home in pair or facts.home in pair]
+
+
+@pytest.mark.parametrize(
+    "home",
+    [
+        "/root", "/root/a", "/home/a", "/home/a/b", "/tmp/a", "/var/tmp/a", "/var/lib/a", "/opt/a",
+        "/srv", "/usr2", "/etcetera/a", "/running", "/library/a",
+    ],
+)  # fmt: skip
+def test_a_home_beside_the_system_is_one(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os.path.realpath(home) == home, "this host has a link there"
+    monkeypatch.setenv("HOME", home)
+    assert collect_facts().home == home
 
 
 def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -893,7 +1225,79 @@ def test_an_environment_in_the_home_behind_a_symlink_is_not_the_home(
 def test_a_home_that_is_a_link_to_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to("/")
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
-    assert collect_facts().home != "/"
+    assert collect_facts().home == f"/home/{pwd.getpwuid(os.getuid()).pw_name}"
+
+
+# -- links to what is secret or runs outside ---------------------------------------------------
+
+
+@pytest.fixture
+def linked_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home whose .aws and .config are links, one out of it and one to its own dotfiles."""
+    top = Path(os.path.realpath(tmp_path))
+    for name in ("home/.ssh", "home/dotfiles/config/gh", "home/work", "keys/deep"):
+        (top / name).mkdir(parents=True)
+    (top / "home/.aws").symlink_to(top / "keys")
+    (top / "home/.config").symlink_to("dotfiles/config")
+    monkeypatch.setenv("HOME", str(top / "home"))
+    return top / "home"
+
+
+def test_a_secret_behind_a_link_is_hidden_where_it_lies(linked_home: Path) -> None:
+    """And nothing besides: a secret without a link is hidden by its name already."""
+    home, keys = str(linked_home), str(linked_home.parent / "keys")
+    config = {f"{home}/{name}" for name in SECRETS if name.startswith(".config/")}
+    spec = _resolved(parse_spec({"hide": [f"{home}/.aws/a", "/srv/b"]}), f"{home}/work", home)
+    assert set(spec.hide) == {
+        f"{home}/.aws/a", f"{keys}/a", "/srv/b", f"{home}/.aws", keys, *config,
+        *(path.replace("/.config/", "/dotfiles/config/") for path in config),
+    }  # fmt: skip
+    assert len(spec.hide) == len(set(spec.hide))
+
+
+def planned(home: Path, config: dict[str, Any], cwd: Path) -> Plan:
+    """As the supervisor makes it."""
+    facts = collect_facts()
+    spec = _resolved(parse_spec(config), str(cwd), facts.home)
+    assert facts.home == str(home)
+    return plan_rootfs(spec, facts, uid=1, gid=1, cwd=str(cwd))
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
+def test_a_secret_behind_a_link_is_no_workspace_and_no_mount(mode: str, linked_home: Path) -> None:
+    for name, real in ((".aws", "../keys"), (".aws/deep", "../keys/deep")):
+        path = os.path.normpath(linked_home / real)
+        hidden = os.path.normpath(linked_home / "../keys")
+        for config, cwd in (
+            (mount(str(linked_home / name), "/data", mode), linked_home / "work"),
+            (mount(path, "/data", mode), linked_home / "work"),
+            ({"workspace": mode}, Path(path)),
+        ):
+            with pytest.raises(MountError) as caught:
+                planned(linked_home, config, cwd)
+            assert caught.value.message == (
+                f"{path} cannot be shown inside: it lies in {hidden}, which is hidden"
+            )
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+def test_a_secret_behind_a_link_is_hidden_where_what_holds_it_is_shown(
+    mode: str, linked_home: Path
+) -> None:
+    plan = planned(linked_home, mount(str(linked_home.parent), "/data", mode), linked_home / "work")
+    for name in (".ssh", ".aws", "dotfiles/config/gh", "../keys"):
+        inside = os.path.normpath(f"/data/home/{name}")
+        assert seen(plan, f"{inside}/x") == Mask(inside)
+    assert not isinstance(seen(plan, "/data/home/dotfiles/config/nvim"), Mask)
+
+
+@pytest.mark.xfail(strict=True, reason="what runs outside is known by its name in the home only")
+@pytest.mark.parametrize("name", ["dotfiles", "dotfiles/config", "dotfiles/config/fish"])
+def test_what_a_login_executes_behind_a_link_is_not_written(name: str, linked_home: Path) -> None:
+    """~/.config -> ~/dotfiles/config, as every dotfile manager makes it."""
+    (linked_home / name).mkdir(exist_ok=True)
+    with pytest.raises(MountError):
+        planned(linked_home, {}, linked_home / name)
 
 
 @pytest.mark.parametrize(
@@ -953,15 +1357,18 @@ def assert_bounded(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("config", "more"),
     [
-        ({}, {PROJECT, HOME, *CACHE_TARGETS}),
+        ({}, {PROJECT, f"{PROJECT}/.git", HOME, *CACHE_TARGETS}),
         ({"workspace": "ro"}, {HOME, *CACHE_TARGETS}),
         ({"workspace": "overlay"}, {PROJECT, HOME, *CACHE_TARGETS}),
         ({"workspace": "none"}, {PROJECT, HOME, *CACHE_TARGETS}),
-        ({"identity": "isolated"}, {PROJECT, HOME}),
+        ({"identity": "isolated"}, {PROJECT, f"{PROJECT}/.git", HOME}),
         ({"workspace": "ro", "workspace_path": HOME}, set()),
         ({"workspace": "overlay", "workspace_path": HOME}, {HOME}),
         ({"workspace": "ro"} | mount("/srv", "/data"), {HOME, *CACHE_TARGETS}),
-        ({"workspace": "ro"} | mount("/srv", "/data", "rw"), {HOME, "/data", *CACHE_TARGETS}),
+        (
+            {"workspace": "ro"} | mount("/srv", "/data", "rw"),
+            {HOME, "/data", "/data/.git", *CACHE_TARGETS},
+        ),
         ({"workspace": "ro"} | mount("/srv", "/data", "overlay"), {HOME, "/data", *CACHE_TARGETS}),
     ],
 )
@@ -1048,9 +1455,9 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-def is_a_hole(source: str, mode: str, prefixes: list[str]) -> bool:
+def is_a_hole(source: str, mode: str, prefixes: list[str], hide: list[str]) -> bool:
     """The rule itself, said once more: what may not be shown, and what not be written."""
-    if any(is_within(source, f"{HOME}/{name}") for name in SECRETS):
+    if any(is_within(source, path) for path in (*(f"{HOME}/{n}" for n in SECRETS), *hide)):
         return True
     executed = (*(f"{HOME}/{name}" for name in EXECUTED_OUTSIDE), *prefixes, "/usr")
     return mode == "rw" and (
@@ -1068,7 +1475,7 @@ def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list
     shown = [(m["source"], m["target"], m["mode"]) for m in config["mounts"]]
     if config["workspace"] != "none":
         shown.append((cwd, cwd, config["workspace"]))
-    if any(is_a_hole(source, mode, prefixes) for source, _, mode in shown):
+    if any(is_a_hole(source, mode, prefixes, config["hide"]) for source, _, mode in shown):
         refused(config, cwd=cwd, prefixes=tuple(prefixes))
         return
     plan = make(config, cwd=cwd, prefixes=tuple(prefixes))
@@ -1082,11 +1489,26 @@ def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list
     # every target is absolute and normal
     for operation in plan:
         assert operation.target == os.path.normpath(operation.target) != "/"
-    # nothing but what the spec names is written through to the host
+    # nothing but what the spec names is written through to the host, and in it each folder above
+    # what is protected is a mount of its own
     named = {(source, target) for source, target, mode in shown if mode == "rw"}
+    sources, targets = ([m[key] for m in config["mounts"]] for key in ("source", "target"))
+    hidden = (*(f"{HOME}/{name}" for name in SECRETS), *config["hide"])
+    folders = {
+        (folder, inside)
+        for source, target in named
+        for path in (*(f"{source}/{name}" for name in GIT), *prefixes, *hidden, *sources)
+        for folder in folders_between(source, path)
+        if (inside := target + folder.removeprefix(source))
+        and not any(Path(target) in Path(t).parents and is_within(inside, t) for t in targets)
+    }
+    assert {(b.source, b.target) for b in of(plan, Bind) if not b.readonly} == named | folders
+    for target in targets:
+        there = seen(plan, target)
+        if isinstance(there, Bind) and not there.readonly:
+            assert (there.source, there.target) in named, there
     for bind in of(plan, Bind):
         if not bind.readonly:
-            assert (bind.source, bind.target) in named
             assert not any(is_within(bind.source, prefix) for prefix in (*prefixes, "/usr"))
             assert not is_within(HOME, bind.source)
     # no secret of the home and nothing that runs outside is reachable through what shows it

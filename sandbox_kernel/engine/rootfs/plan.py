@@ -263,30 +263,45 @@ def _protected(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Oper
         operations += [
             Bind(path, _inside(path, source, target), absent=Absent.SKIP) for path in below
         ]
-        if source == target:
-            below += [p for p in facts.prefixes if is_within(p, source)]
+        held = [*below, *_hidden(spec, facts), *(m.source for m in spec.mounts)]
+        held += facts.prefixes if source == target else ()
         operations += [
             Bind(path, _inside(path, source, target), readonly=False, absent=Absent.SKIP)
-            for path in dict.fromkeys(f for p in below for f in _folders_between(source, p))
+            for path in _pinned(source, held)
+            if not _is_covered(spec, target, _inside(path, source, target))
         ]
     return operations
 
 
-def _folders_between(top: str, path: str) -> list[str]:
-    """The folders strictly between both. Bound onto themselves they become mount points, which
-    cannot be renamed: otherwise ``mv .git x`` would take the protection of .git/hooks away."""
-    names = path[len(top) :].strip("/").split("/")[:-1]
-    return [f"{top.rstrip('/')}/{'/'.join(names[: n + 1])}" for n in range(len(names))]
+def _pinned(top: str, paths: list[str]) -> list[str]:
+    """The folders strictly between ``top`` and each of ``paths``. Bound onto themselves they become
+    mount points, which cannot be renamed: otherwise ``mv .git x`` would take the protection of
+    .git/hooks away, and what is hidden would be seen by the next kernel."""
+    folders: dict[str, None] = {}
+    for path in paths:
+        if is_within(path, top):
+            names = path[len(top) :].strip("/").split("/")[:-1]
+            folders |= {f"{top}/{'/'.join(names[: n + 1])}": None for n in range(len(names))}
+    return list(folders)
+
+
+def _is_covered(spec: SandboxSpec, top: str, target: str) -> bool:
+    """Does an extra mount below ``top`` stand at ``target`` or above it? It stays in sight."""
+    return any(m.target != top and is_within(m.target, top) and is_within(target, m.target)
+               for m in spec.mounts)  # fmt: skip
+
+
+def _hidden(spec: SandboxSpec, facts: HostFacts) -> tuple[str, ...]:
+    return (*(f"{facts.home}/{name}" for name in SECRETS), *spec.hide)
 
 
 def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
-    hidden = (*(f"{facts.home}/{name}" for name in SECRETS), *spec.hide)
     shown = [*_shown(spec, workspace), *((prefix, prefix, False) for prefix in facts.prefixes)]
     return [
         Mask(target)
         for target in dict.fromkeys(
             _inside(path, source, shown_at)
-            for path in hidden
+            for path in _hidden(spec, facts)
             for source, shown_at, _ in shown
             if is_within(path, source)
         )
