@@ -313,15 +313,15 @@ def _mount(key: str, value: object) -> Mount:
         raise SpecError(key, value, allowed)
     source = _path(f"{key}.source", value["source"])
     target = _path(f"{key}.target", value.get("target", source))
-    if _covers_system(target):
+    if is_system(target):
         raise SpecError(f"{key}.target", target, f"a path outside {', '.join(SYSTEM_TARGETS)}")
     return Mount(source, target, _choice(MountMode)(f"{key}.mode", value.get("mode", "ro")))
 
 
 #: No workspace and no extra mount may stand in for these or lie below them: they are the walls.
 SYSTEM_TARGETS: Final = (
-    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys",
-    "/usr", "/var/run",
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run",
+    "/sbin", "/sys", "/usr", "/var/run",
 )  # fmt: skip
 
 
@@ -329,7 +329,8 @@ SYSTEM_TARGETS: Final = (
 SHARED_TARGETS: Final = ("/", "/home", "/tmp", "/var", "/var/tmp")
 
 
-def _covers_system(path: str) -> bool:
+def is_system(path: str) -> bool:
+    """Is ``path`` one that belongs to the sandbox itself, or lies in one?"""
     return path in SHARED_TARGETS or any(
         path == t or path.startswith(t + "/") for t in SYSTEM_TARGETS
     )
@@ -337,7 +338,7 @@ def _covers_system(path: str) -> bool:
 
 def check_workspace(path: str) -> str:
     """The workspace path if it may be one, else :class:`SpecError`: never ``/``, ``/etc`` …"""
-    if _covers_system(path):
+    if is_system(path):
         raise SpecError(
             "workspace_path",
             path,

@@ -179,8 +179,8 @@ def _build(
 ) -> Supervisor:
     """Every step of set-up in its order; what is made is on ``stack`` at once."""
     cwd = _working_directory(request)
-    facts = shared.facts
-    spec = _resolved(request.spec, cwd, facts.home)
+    facts = _with_links(shared.facts)
+    spec = _resolved(request.spec, cwd, facts)
     ids = idmap.plan(
         spec.identity, spec.id_range, uid=os.getuid(), gid=os.getgid(), user=facts.user
     )
@@ -266,9 +266,9 @@ def _check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
         )
 
 
-def _resolved(spec: SandboxSpec, cwd: str, home: str) -> SandboxSpec:
+def _resolved(spec: SandboxSpec, cwd: str, facts: HostFacts) -> SandboxSpec:
     """Every host path without symlinks, for the plan compares them with the home and each other."""
-    secrets = [f"{home}/{name}" for name in rootfs.SECRETS]
+    secrets = [f"{home}/{name}" for home in facts.homes for name in rootfs.SECRETS]
     hidden = [*spec.hide, *(path for path in secrets if _real_path(path) != path)]
     return dataclasses.replace(
         spec,
@@ -276,6 +276,13 @@ def _resolved(spec: SandboxSpec, cwd: str, home: str) -> SandboxSpec:
         mounts=tuple(dataclasses.replace(m, source=_real_path(m.source)) for m in spec.mounts),
         hide=tuple(dict.fromkeys(p for path in hidden for p in (path, _real_path(path)))),
     )
+
+
+def _with_links(facts: HostFacts) -> HostFacts:
+    """With the places at which start-up files really lie, where the home has links to them."""
+    names = [f"{home}/{name}" for home in facts.homes for name in rootfs.EXECUTED_OUTSIDE]
+    real = tuple(dict.fromkeys(r for name in names if (r := _real_path(name)) != name))
+    return dataclasses.replace(facts, executed=real)
 
 
 def _real_path(path: str) -> str:

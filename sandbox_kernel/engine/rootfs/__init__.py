@@ -11,9 +11,10 @@ from __future__ import annotations
 from .build import Sources, build, open_sources, pivot
 from .facts import HostFacts, collect_facts
 from .operations import Operation
-from .plan import SECRETS, plan_rootfs, writable_targets
+from .plan import EXECUTED_OUTSIDE, SECRETS, plan_rootfs, writable_targets
 
 __all__ = [
+    "EXECUTED_OUTSIDE",
     "SECRETS",
     "HostFacts",
     "Operation",

@@ -7,7 +7,7 @@ import os
 import pwd
 import site
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...errors import MountError
 
@@ -23,8 +23,17 @@ class HostFacts:
     """Directories that make up the Python environment, absolute and resolved."""
     system: tuple[tuple[str, str | None], ...] = ()
     """(path, link target or None) of /usr, /bin, /lib … as far as they exist."""
-    aliases: tuple[tuple[str, str], ...] = field(default=())
+    aliases: tuple[tuple[str, str], ...] = ()
     """(path, real path) of environment directories that are reached through a symlink."""
+    other_homes: tuple[str, ...] = ()
+    """Where logins look besides ``home``: the password database's home, if it is another one."""
+    executed: tuple[str, ...] = ()
+    """Where the names of ``plan.EXECUTED_OUTSIDE`` really lie, as far as they are links."""
+
+    @property
+    def homes(self) -> tuple[str, ...]:
+        """Every folder whose secrets and start-up files are guarded."""
+        return (self.home, *self.other_homes)
 
 
 #: Directories on ``sys.path`` that are not the environment, whatever put them there.
@@ -75,7 +84,11 @@ def collect_facts() -> HostFacts:
     prefixes, aliases = python_prefixes(home)
     if named != home:
         aliases = (*aliases, (named, home))
-    return HostFacts(entry.pw_name, group, home, prefixes, system_directories(), aliases)
+    other = os.path.realpath(entry.pw_dir)
+    other_homes = (other,) if other != home and other not in _NEVER else ()
+    return HostFacts(
+        entry.pw_name, group, home, prefixes, system_directories(), aliases, other_homes
+    )
 
 
 def _may_be_home(path: str) -> bool:

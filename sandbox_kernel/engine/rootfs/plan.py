@@ -6,11 +6,12 @@ depth, so that a parent is always mounted before what lies below it, then the ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Final
 
 from ...errors import MountError
-from ...spec import KIB, MIB, Identity, MountMode, SandboxSpec, WorkspaceMode
+from ...spec import KIB, MIB, Identity, MountMode, SandboxSpec, WorkspaceMode, is_system
 from .facts import HostFacts
 from .operations import (
     Absent,
@@ -97,7 +98,7 @@ def plan_rootfs(
     user: list[Operation] = [*_home(spec, facts, workspace), *_python(facts)]
     user += _workspace(spec, workspace)
     user += [_extra(spec, m.source, m.target, m.mode) for m in spec.mounts]
-    user += _protected(spec, facts, workspace)
+    user += _protected(spec, facts, workspace, {operation.target for operation in user})
     user.sort(key=lambda operation: operation.target.count("/"))
     return (
         *_system(facts),
@@ -202,22 +203,28 @@ def _home(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation
 
 def _python(facts: HostFacts) -> list[Operation]:
     operations: list[Operation] = [Bind(path, path) for path in facts.prefixes]
-    names = [alias for alias, _ in facts.aliases]
-    operations += [
-        Symlink(alias, real)
-        for alias, real in facts.aliases
-        if not any(is_within(alias, folder) for folder in (*facts.prefixes, "/usr"))
-        and not any(is_within(alias, other) for other in names if other != alias)
-    ]
+    for alias, real in facts.aliases:
+        others = [pair for pair in facts.aliases if pair[0] != alias]
+        link = _through_aliases(others, alias)  # a link below a link lies behind the first
+        if link != real and not any(is_within(link, f) for f in (*facts.prefixes, "/usr")):
+            operations.append(Symlink(link, real))
     return operations
+
+
+def _through_aliases(aliases: Sequence[tuple[str, str]], path: str) -> str:
+    """``path`` with the longest alias that it begins with replaced by what that stands for."""
+    for alias, real in sorted(aliases, key=lambda pair: -len(pair[0])):
+        if is_within(path, alias):
+            return real + path[len(alias) :]
+    return path
 
 
 def _real_target(facts: HostFacts, target: str) -> str:
     """A target that was named through a link of the environment, such as the home's other name."""
-    for alias, real in facts.aliases:
-        if is_within(target, alias):
-            return real + target[len(alias) :]
-    return target
+    path = _through_aliases(facts.aliases, target)
+    if is_system(path):
+        raise MountError(f"{target} cannot be a mount target", cause=f"it is {path} inside")
+    return path
 
 
 def _workspace(spec: SandboxSpec, workspace: str) -> list[Operation]:
@@ -250,33 +257,38 @@ def _inside(path: str, source: str, target: str) -> str:
     return target + path[len(source) :] if source != "/" else target.rstrip("/") + path
 
 
-def _protected(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
-    """Read-only again inside what is writable: the Python environment and git's hooks."""
+def _protected(
+    spec: SandboxSpec, facts: HostFacts, workspace: str, targets: Set[str]
+) -> list[Operation]:
+    """Read-only again inside what is writable: the Python environment and ``.git``, from which a
+    ``git status`` outside runs programs. ``targets`` are those of the plan so far."""
     operations: list[Operation] = []
     for source, target, writable in _shown(spec, workspace):
         if not writable:
             continue
-        paths = [f"{source}/.git/hooks", f"{source}/.git/config"]
+        paths = [f"{source}/.git"]
         if source != target:  # at its own place each prefix is bound by _python
             paths += facts.prefixes
         below = [p for p in dict.fromkeys(paths) if is_within(p, source) and p != source]
         operations += [
-            Bind(path, _inside(path, source, target), absent=Absent.SKIP) for path in below
+            Bind(path, _inside(path, source, target), absent=Absent.SKIP)
+            for path in below
+            if not _is_covered(targets, target, _inside(path, source, target))
         ]
         held = [*below, *_hidden(spec, facts), *(m.source for m in spec.mounts)]
         held += facts.prefixes if source == target else ()
         operations += [
             Bind(path, _inside(path, source, target), readonly=False, absent=Absent.SKIP)
             for path in _pinned(source, held)
-            if not _is_covered(spec, target, _inside(path, source, target))
+            if not _is_covered(targets, target, _inside(path, source, target))
         ]
     return operations
 
 
 def _pinned(top: str, paths: list[str]) -> list[str]:
     """The folders strictly between ``top`` and each of ``paths``. Bound onto themselves they become
-    mount points, which cannot be renamed: otherwise ``mv .git x`` would take the protection of
-    .git/hooks away, and what is hidden would be seen by the next kernel."""
+    mount points, which cannot be renamed: otherwise ``mv a x`` would take the protection of
+    a/.venv away, and what is hidden would be seen by the next kernel."""
     folders: dict[str, None] = {}
     for path in paths:
         if is_within(path, top):
@@ -285,14 +297,17 @@ def _pinned(top: str, paths: list[str]) -> list[str]:
     return list(folders)
 
 
-def _is_covered(spec: SandboxSpec, top: str, target: str) -> bool:
-    """Does an extra mount below ``top`` stand at ``target`` or above it? It stays in sight."""
-    return any(m.target != top and is_within(m.target, top) and is_within(target, m.target)
-               for m in spec.mounts)  # fmt: skip
+def _is_covered(targets: Set[str], top: str, target: str) -> bool:
+    """Does something else of the plan below ``top`` stand at ``target`` or above? It stays."""
+    return any(t != top and is_within(t, top) and is_within(target, t) for t in targets)
 
 
 def _hidden(spec: SandboxSpec, facts: HostFacts) -> tuple[str, ...]:
-    return (*(f"{facts.home}/{name}" for name in SECRETS), *spec.hide)
+    return (*_in_homes(facts, SECRETS), *spec.hide)
+
+
+def _in_homes(facts: HostFacts, names: Sequence[str]) -> list[str]:
+    return [f"{home}/{name}" for home in facts.homes for name in names]
 
 
 def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
@@ -310,36 +325,46 @@ def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operat
 
 def _check_holes(spec: SandboxSpec, facts: HostFacts, workspace: str) -> None:
     for source, _, writable in _shown(spec, workspace):
-        for name in SECRETS:
-            if is_within(source, f"{facts.home}/{name}"):
+        for path in _hidden(spec, facts):
+            if is_within(source, path):
                 raise MountError(
                     f"{source} cannot be shown inside",
-                    cause=f"it lies in ~/{name}, which holds secrets or configuration",
+                    cause=f"it lies in {path}, which is hidden: it holds secrets or configuration",
+                    remedy="use another folder",
                 )
-        if writable and is_within(facts.home, source):
+        if writable:
+            _check_writable_hole(facts, source)
+
+
+def _check_writable_hole(facts: HostFacts, source: str) -> None:
+    """Nothing that the sandbox can write is ever executed outside it (CVE-2019-5736)."""
+    fact = f"{source} cannot be writable inside"
+    for home in facts.homes:
+        if is_within(home, source):
             raise MountError(
-                f"{source} cannot be writable inside",
+                fact,
                 cause="it is the home or holds it, and a kernel could make a ~/.bash_profile "
                 "there, which the next login outside would run",
                 remedy="put the notebook in a folder below the home, or set workspace to 'overlay' "
                 "or 'ro'",
             )
-        for name in EXECUTED_OUTSIDE:
-            if writable and is_within(source, f"{facts.home}/{name}"):
-                raise MountError(
-                    f"{source} cannot be writable inside",
-                    cause=f"it lies in ~/{name}, which programs outside read and execute",
-                    remedy="use mode 'ro' or 'overlay', or another folder",
-                )
-        for path in spec.hide:
-            if is_within(source, path):
-                raise MountError(
-                    f"{source} cannot be shown inside", cause=f"it lies in {path}, which is hidden"
-                )
-        for prefix in (*facts.prefixes, "/usr"):
-            if writable and is_within(source, prefix):
-                raise MountError(
-                    f"{source} cannot be writable inside",
-                    cause=f"it lies in the Python environment {prefix}, which runs outside as well",
-                    remedy="use mode 'ro' or 'overlay', or another folder",
-                )
+    for path in (*_in_homes(facts, EXECUTED_OUTSIDE), *facts.executed):
+        if is_within(source, path):
+            raise MountError(
+                fact,
+                cause=f"it lies in {path}, which programs outside read and execute",
+                remedy="use mode 'ro' or 'overlay', or another folder",
+            )
+    for prefix in (*facts.prefixes, "/usr"):
+        if is_within(source, prefix):
+            raise MountError(
+                fact,
+                cause=f"it lies in the Python environment {prefix}, which runs outside as well",
+                remedy="use mode 'ro' or 'overlay', or another folder",
+            )
+    if ".git" in source.split("/"):
+        raise MountError(
+            fact,
+            cause="it lies in a .git folder, from which git outside runs programs",
+            remedy="use mode 'ro' or 'overlay'",
+        )
