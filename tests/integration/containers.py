@@ -23,7 +23,7 @@ from sandbox_kernel.errors import SandboxError
 from sandbox_kernel.spec import SandboxSpec, parse_spec
 from sandbox_kernel.supervisor import _real_path
 
-READS = 30
+READS = 20
 
 
 @dataclass(frozen=True)

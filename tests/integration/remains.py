@@ -24,6 +24,7 @@ from integration.sandboxes import TIMEOUT
 from jupyter_client.manager import KernelManager
 
 from sandbox_kernel.client import Launcher
+from sandbox_kernel.protocol import Exited
 from sandbox_kernel.provisioner import SandboxProvisioner
 
 #: Seconds. A sandbox dies by end of file on a pipe, its cgroup after its last process.
@@ -155,6 +156,17 @@ def wait_for_end(pids: Iterable[int], timeout: float = TIMEOUT) -> list[int]:
             if not select.select([pidfd], [], [], max(deadline - time.monotonic(), 0))[0]:
                 alive.append(pid)
     return alive
+
+
+def end_of(km: KernelManager) -> Exited:
+    """Wait for the death of the kernel by the event that its server gets; how it was explained."""
+    provisioner = km.provisioner
+    assert isinstance(provisioner, SandboxProvisioner) and provisioner.sandbox
+    deadline = time.monotonic() + TIMEOUT
+    while km.is_alive():
+        assert select.select([provisioner.sandbox], [], [], deadline - time.monotonic())[0]
+    assert provisioner.exit is not None
+    return provisioner.exit
 
 
 @contextlib.contextmanager

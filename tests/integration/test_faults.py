@@ -26,6 +26,7 @@ from integration.steering import Steering, steering
 from jupyter_client.manager import KernelManager
 
 from sandbox_kernel.client import Sandbox
+from sandbox_kernel.engine import messages
 from sandbox_kernel.engine.steps import Step
 from sandbox_kernel.errors import KernelStartError, NamespaceError, SandboxError, SetupError
 
@@ -161,6 +162,17 @@ def test_a_start_survives_its_launcher(step: Step, steer: Steering, here: Ground
     steer.go_on()
     assert_starts(here)
     assert steer.launcher.lives()
+
+
+def test_the_last_word_of_a_process_that_read_no_more() -> None:
+    """An init that fails while a message to it is under way; a supervisor that gets a signal."""
+    ours, theirs = messages.pair()
+    with ours:
+        with theirs:
+            messages.send(ours, {"type": "network"})
+            messages.send(theirs, {"type": "failed"})
+        assert messages.receive(ours) == ({"type": "failed"}, [])
+        assert messages.receive(ours) is None
 
 
 # -- while it runs --------------------------------------------------------------------------------
