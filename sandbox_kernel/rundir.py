@@ -93,7 +93,10 @@ def _parent(environment: dict[str, str]) -> Path:
         try:
             path.mkdir(mode=0o700, exist_ok=True, parents=base != "/tmp")
             _check(path)
-        except (OSError, ChannelError) as error:
+        except OSError as error:
+            tried.append(f"{path} cannot be made: {describe_errno(error.errno or 0)}")
+            continue
+        except ChannelError as error:
             tried.append(str(error))
             continue
         return path

@@ -42,8 +42,14 @@ _LIMITS: Final = {
 }
 
 
+#: The limits as they were before this process had a user namespace of its own: each namespace has
+#: limits of its own, and those of all above hold too, but only the own ones can be read.
+_outer_limits: dict[str, str | None] = {}
+
+
 def unshare_user() -> None:
     """Enter a new user namespace. The caller must have one thread; the maps are still empty."""
+    _outer_limits.update({name: _read(_SYSCTL / name) for name in _LIMITS.values()})
     _unshare(CloneFlag.NEWUSER, "user")
 
 
@@ -119,7 +125,7 @@ def diagnose(flags: CloneFlag, number: int, sysctl: Path = _SYSCTL) -> tuple[str
     if number == errno.ENOSPC:
         for flag in CloneFlag:
             limit = _LIMITS.get(flag)
-            if flag in flags and limit and _read(sysctl / limit) == "0":
+            if flag in flags and limit and "0" in (_read(sysctl / limit), _outer_limits.get(limit)):
                 name = limit.replace("/", ".")
                 return (
                     f"{base}: {sysctl / limit} is 0, so this kind of namespace is forbidden here",

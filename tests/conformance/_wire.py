@@ -27,7 +27,7 @@ Message = dict[str, Any]
 Event = tuple[str, Message]
 """The name of the channel, and the message that came on it."""
 
-TIMEOUT: Final = 10.0
+TIMEOUT: Final = 60.0
 """Seconds until a wait for one message gives up. Only a failure ever takes that long."""
 
 
@@ -42,6 +42,14 @@ def type_of(message: Message) -> str:
 def parent_of(message: Message) -> str:
     """The id of the request that the message answers, "" when there is none."""
     return str(message["parent_header"].get("msg_id", ""))
+
+
+def describe(channel: str, message: Message) -> str:
+    """One message in one line, for a failure: what it is, of what kind, and in answer to what."""
+    content = message["content"]
+    kind = content.get("execution_state") or content.get("event") or content.get("status") or ""
+    asked = message["parent_header"].get("msg_type", "nothing")
+    return f"{channel} {type_of(message)} {kind} to {asked} {parent_of(message)[-4:]}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Wire(ABC):
             try:
                 event = self.receive(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                seen = [f"{channel}:{type_of(message)}" for channel, message in self.backlog]
+                seen = "; ".join(describe(*event) for event in self.backlog)
                 raise NothingCame(f"no {what} within {timeout} s; came: {seen}") from None
             if wanted(*event):
                 return event
@@ -251,11 +259,12 @@ class ZmqWire(Wire):
         self.backlog.clear()
 
     def hears_itself(self) -> bool:
-        """A request was answered within seconds, and the answer was seen on iopub too."""
-        asked = self.send("shell", "kernel_info_request", {})
+        """Shell and control answered within seconds, and the answers were seen on iopub too."""
         try:
-            self.reply_to(asked, timeout=1)
-            self.wait_for(lambda _, m: parent_of(m) == asked, "status on iopub", timeout=1)
+            for channel in ("shell", "control"):
+                asked = self.send(channel, "kernel_info_request", {})
+                self.reply_to(asked, channel, timeout=1)
+                self.wait_for(_answers(asked), "status on iopub", timeout=1)
         except NothingCame:
             return False
         return True
@@ -323,6 +332,10 @@ class WebsocketWire(Wire):
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _answers(msg_id: str) -> Callable[[str, Message], bool]:
+    return lambda _, message: parent_of(message) == msg_id
 
 
 def _join(parts: list[bytes]) -> bytes:

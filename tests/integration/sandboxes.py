@@ -1,7 +1,8 @@
 """Real sandboxed kernels for the integration tests: started by jupyter_client, as people do.
 
-A kernel is started by :func:`started`, with the ``config`` of a kernelspec of its own. Cells are run
-by :func:`run_cell`, which waits for the reply and for ``idle`` and collects what was shown.
+A kernel is started by :func:`started`, with the ``config`` of a kernelspec of its own. Cells are
+run by :func:`run_cell`, which waits for the reply and for ``idle`` and collects what was shown;
+:func:`inside` calls a function of the test's own in the kernel.
 """
 
 from __future__ import annotations

@@ -145,11 +145,14 @@ def test_shutdown_of_a_kernel_that_does_not_listen(stopped: bool, here: Ground) 
         "import ctypes, signal\n"
         "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
         "    signal.signal(number, signal.SIG_IGN)\n"
+        "open('gate').close()  # what was printed is on its way by now\n"
         "ctypes.PyDLL(None).sleep(600)  # and keeps the GIL, so that no thread answers\n"
     )
+    os.mkfifo(here.work / "gate")
     with started(here.folder) as (km, client):
         km.shutdown_wait_time = 0.5
         begin(client, deaf)
+        (here.work / "gate").write_text("")
         inside = descendants()
         if stopped:
             os.kill(kernel_pid(km), signal.SIGSTOP)
@@ -390,7 +393,12 @@ def test_a_daemon_does_not_outlive_its_kernel(now: bool, here: Ground) -> None:
 
 def notebook_of(*sources: str) -> nbformat.NotebookNode:
     """A notebook with these code cells."""
-    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    cell: dict[str, Any] = {
+        "cell_type": "code",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+    }
     cells = [cell | {"source": text, "id": f"c{number}"} for number, text in enumerate(sources)]
     notebook: nbformat.NotebookNode = nbformat.from_dict(  # type: ignore[no-untyped-call]
         {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}

@@ -460,8 +460,8 @@ def test_a_workspace_within_a_secret_folder(tmp_path: Path, home: Path, name: st
         error = refusal(tmp_path, config, cwd=home / name)
         assert isinstance(error, MountError)
         assert str(error) == (
-            f"{home / name} cannot be shown inside: it lies in ~/{name}, which holds secrets or "
-            "configuration"
+            f"{home / name} cannot be shown inside: it lies in {home / name}, which is hidden: it "
+            "holds secrets or configuration; remedy: use another folder"
         )
 
 

@@ -355,6 +355,8 @@ class _Builder:
             umount2(where, UmountFlag.DETACH)  # the overlay keeps its layers, nobody else sees them
         finally:
             os.close(base)
+        os.rmdir(f"/proc/self/fd/{self.root}/.layers/{index}")
+        os.rmdir(f"/proc/self/fd/{self.root}/.layers")
 
     def _mask(self, target: str) -> None:
         try:

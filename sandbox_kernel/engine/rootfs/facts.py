@@ -84,8 +84,9 @@ def collect_facts() -> HostFacts:
     prefixes, aliases = python_prefixes(home)
     if named != home:
         aliases = (*aliases, (named, home))
-    other = os.path.realpath(entry.pw_dir)
-    other_homes = (other,) if other != home and other not in _NEVER else ()
+    other = os.path.realpath(entry.pw_dir or "/")
+    guard = other != home and (other == "/root" or other not in _NEVER)
+    other_homes = (other,) if guard else ()
     return HostFacts(
         entry.pw_name, group, home, prefixes, system_directories(), aliases, other_homes
     )

@@ -202,13 +202,19 @@ def _home(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation
 
 
 def _python(facts: HostFacts) -> list[Operation]:
-    operations: list[Operation] = [Bind(path, path) for path in facts.prefixes]
+    binds = [Bind(path, path) for path in facts.prefixes]
+    return [*binds, *(Symlink(link, real) for link, real in _links(facts))]
+
+
+def _links(facts: HostFacts) -> list[tuple[str, str]]:
+    """(place inside, real path) of each alias that is not there already with its prefix."""
+    links = []
     for alias, real in facts.aliases:
         others = [pair for pair in facts.aliases if pair[0] != alias]
-        link = _through_aliases(others, alias)  # a link below a link lies behind the first
-        if link != real and not any(is_within(link, f) for f in (*facts.prefixes, "/usr")):
-            operations.append(Symlink(link, real))
-    return operations
+        place = _through_aliases(others, alias)  # a link below a link lies behind the first
+        if place != real and not any(is_within(place, f) for f in (*facts.prefixes, "/usr")):
+            links.append((place, real))
+    return links
 
 
 def _through_aliases(aliases: Sequence[tuple[str, str]], path: str) -> str:
@@ -221,7 +227,7 @@ def _through_aliases(aliases: Sequence[tuple[str, str]], path: str) -> str:
 
 def _real_target(facts: HostFacts, target: str) -> str:
     """A target that was named through a link of the environment, such as the home's other name."""
-    path = _through_aliases(facts.aliases, target)
+    path = _through_aliases(_links(facts), _through_aliases(facts.aliases, target))
     if is_system(path):
         raise MountError(f"{target} cannot be a mount target", cause=f"it is {path} inside")
     return path
@@ -266,7 +272,7 @@ def _protected(
     for source, target, writable in _shown(spec, workspace):
         if not writable:
             continue
-        paths = [f"{source}/.git"]
+        paths = [f"{shown}/.git" for shown, _, _ in _shown(spec, workspace)]
         if source != target:  # at its own place each prefix is bound by _python
             paths += facts.prefixes
         below = [p for p in dict.fromkeys(paths) if is_within(p, source) and p != source]
@@ -353,6 +359,12 @@ def _check_writable_hole(facts: HostFacts, source: str) -> None:
             raise MountError(
                 fact,
                 cause=f"it lies in {path}, which programs outside read and execute",
+                remedy="use mode 'ro' or 'overlay', or another folder",
+            )
+        if is_within(path, source):
+            raise MountError(
+                fact,
+                cause=f"it holds {path}, which programs outside read and execute",
                 remedy="use mode 'ro' or 'overlay', or another folder",
             )
     for prefix in (*facts.prefixes, "/usr"):
