@@ -121,7 +121,7 @@ class JupyterServer:
         kernel_id = self.start_kernel(name)
         wire = self.connect(kernel_id)
         try:
-            wire.request("shell", "kernel_info_request")
+            wire.wait_until_subscribed()
             yield kernel_id, wire
         finally:
             wire.close()

@@ -133,6 +133,29 @@ class Wire(ABC):
                 return event
             self.backlog.append(event)
 
+    def wait_until_subscribed(self) -> None:
+        """Return when the kernel answers and its iopub reaches this client.
+
+        A subscription takes effect some time after the connection, and what is published before
+        is lost without a trace; so is a request that was on its way to a kernel that has just
+        been restarted. So ask again until a status arrives with the reply.
+        """
+        deadline = time.monotonic() + TIMEOUT
+        while not self.hears_itself():
+            assert time.monotonic() < deadline, "the kernel does not answer"
+        self.backlog.clear()
+
+    def hears_itself(self) -> bool:
+        """Shell and control answered within seconds, and the answers were seen on iopub too."""
+        try:
+            for channel in ("shell", "control"):
+                asked = self.send(channel, "kernel_info_request", {})
+                self.reply_to(asked, channel, timeout=1)
+                self.wait_for(_answers(asked), "status on iopub", timeout=1)
+        except NothingCame:
+            return False
+        return True
+
     def request(
         self,
         channel: str,
@@ -246,29 +269,6 @@ class ZmqWire(Wire):
                 return name, message
         raise TimeoutError
 
-    def wait_until_subscribed(self) -> None:
-        """Return when the kernel answers and its iopub reaches this client.
-
-        A subscription takes effect some time after the connection, and what is published before
-        is lost without a trace; so is a request that was on its way to a kernel that has just
-        been restarted. So ask again until a status arrives with the reply.
-        """
-        deadline = time.monotonic() + TIMEOUT
-        while not self.hears_itself():
-            assert time.monotonic() < deadline, "the kernel does not answer on shell and iopub"
-        self.backlog.clear()
-
-    def hears_itself(self) -> bool:
-        """Shell and control answered within seconds, and the answers were seen on iopub too."""
-        try:
-            for channel in ("shell", "control"):
-                asked = self.send(channel, "kernel_info_request", {})
-                self.reply_to(asked, channel, timeout=1)
-                self.wait_for(_answers(asked), "status on iopub", timeout=1)
-        except NothingCame:
-            return False
-        return True
-
     @classmethod
     def open(cls, connection_file: str) -> ZmqWire:
         """Connect one more client to a kernel; ready when the kernel answers on both ways.
@@ -317,13 +317,16 @@ class WebsocketWire(Wire):
         return str(message["header"]["msg_id"])
 
     def receive(self, timeout: float) -> Event:
-        # a timeout of 0 would make the socket non-blocking, which raises something else
-        self.socket.settimeout(max(timeout, 0.001))
-        try:
-            data = self.socket.recv()
-        except websocket.WebSocketTimeoutException:
-            raise TimeoutError from None
-        assert isinstance(data, bytes), f"not the binary protocol: {data!r}"
+        deadline = time.monotonic() + timeout
+        opcode = websocket.ABNF.OPCODE_PING
+        while opcode in (websocket.ABNF.OPCODE_PING, websocket.ABNF.OPCODE_PONG):
+            # the server's pings must not prolong the wait; and 0 would make the socket non-blocking
+            self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                opcode, data = self.socket.recv_data(control_frame=True)
+            except websocket.WebSocketTimeoutException:
+                raise TimeoutError from None
+        assert opcode == websocket.ABNF.OPCODE_BINARY, f"not the binary protocol: {opcode} {data!r}"
         channel, *parts = _split(data)
         keys = ("header", "parent_header", "metadata", "content")
         message: Message = {key: json.loads(part) for key, part in zip(keys, parts, strict=False)}

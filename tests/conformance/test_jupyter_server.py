@@ -90,6 +90,7 @@ def test_restart(server: JupyterServer, kernel_name: str) -> None:
     with server.kernel(kernel_name) as (kernel_id, wire):
         wire.execute("kept = 1").ok()
         server.rest("POST", f"kernels/{kernel_id}/restart")
+        wire.wait_until_subscribed()
         execution = wire.execute("kept")
         assert execution.content["ename"] == "NameError"
         assert execution.content["execution_count"] == 1
@@ -105,7 +106,7 @@ def test_kernel_that_dies_comes_back(server: JupyterServer, kernel_name: str, de
         wire.execute("kept = 1").ok()
         wire.start(death)
         wire.wait_for(_says("restarting"), "status 'restarting'")
-        wire.request("shell", "kernel_info_request")
+        wire.wait_until_subscribed()
         server.look_around()
         execution = wire.execute("kept")
         assert execution.content["ename"] == "NameError"
@@ -136,7 +137,7 @@ def test_two_browsers_on_one_kernel(server: JupyterServer, kernel_name: str) -> 
     with server.kernel(kernel_name) as (kernel_id, wire):
         other = server.connect(kernel_id)
         try:
-            other.request("shell", "kernel_info_request")
+            other.wait_until_subscribed()
             running = wire.start("print('to all')")
             other.wait_for_text(running, "to all")
             wire.finish(running).ok()
