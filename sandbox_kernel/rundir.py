@@ -57,6 +57,16 @@ def remove(path: Path) -> None:
         path.parent.rmdir()  # succeeds for the last kernel only
 
 
+def remove_emptied(path: Path) -> None:
+    """Called by the supervisor of a server that was killed: remove ``path`` if :func:`make` made it
+    and nothing is in it any more. Never raises.
+    """
+    if _NAME.fullmatch(path.name) and path.parent.name.startswith("sandbox-kernel"):
+        for folder in (path, path.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def _empty(path: Path) -> None:
     names: list[str] = []
     with contextlib.suppress(OSError):

@@ -17,14 +17,17 @@ import dataclasses
 import enum
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
 
+from . import rundir
 from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
 from .console import Console
 from .death import Cause, Death, explain
@@ -122,22 +125,43 @@ def run(lifeline: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
     os.setsid()
     os.umask(0o077)
     process.default_signals()
+    request = None
     try:
         request = _receive_request(lifeline)
         with contextlib.ExitStack() as stack:
             supervisor = _build(stack, request, lifeline, leftovers, shared)
             supervisor.serve()
+        if supervisor.client_gone:
+            _stand_in(request)
         return 0
     except SandboxError as error:
-        with contextlib.suppress(OSError):
-            messages.send(lifeline, Failed(error).to_message())
+        _fail(lifeline, request, error)
         return 1
     except (BrokenPipeError, ConnectionResetError):
-        return 1  # the client went away while the sandbox was being built
+        _stand_in(request)  # the client went away while the sandbox was being built
+        return 1
     except Exception as error:
-        with contextlib.suppress(OSError):
-            messages.send(lifeline, Failed(_defect(error)).to_message())
+        _fail(lifeline, request, _defect(error))
         raise  # for the traceback in the server's log
+
+
+def _fail(lifeline: socket.socket, request: LaunchRequest | None, error: SandboxError) -> None:
+    """Called when everything that was made is undone."""
+    try:
+        messages.send(lifeline, Failed(error).to_message())
+    except OSError:
+        _stand_in(request)
+
+
+def _stand_in(request: LaunchRequest | None) -> None:
+    """For a client that is gone: remove what it would have removed, had it not been killed."""
+    if request is None:
+        return
+    if request.connection_file:
+        _unlink(request.connection_file)
+    with contextlib.suppress(SandboxError):
+        for path in ConnectionInfo.from_dict(request.connection).socket_paths()[:1]:
+            rundir.remove_emptied(Path(path).parent)
 
 
 def _defect(error: Exception) -> SetupError:
@@ -399,6 +423,8 @@ class Supervisor:
         self.status: ExitStatus | None = None
         self.on_order = False
         self.client_gone = False
+        self.asked: set[int] = set()
+        """Signals that the client had sent to the kernel."""
         self.deadline = time.monotonic() + request.spec.start_timeout
         self.poller = zmq.Poller()
         self.actions: dict[int, Callable[[], None]] = {
@@ -457,17 +483,16 @@ class Supervisor:
         match order:
             case Signal():
                 if self.state.can_signal:
+                    self.asked.add(order.number)
                     self.box.signal(order.number)
             case Kill():
                 self.on_order = True
                 self.box.kill()
 
     def _client_is_gone(self) -> None:
-        """However it died: nothing of the sandbox outlives it, not even the connection file."""
+        """However it died: nothing of the sandbox outlives it, see :func:`_stand_in`."""
         self._forget(self.lifeline.fileno())
         self.client_gone = self.on_order = True
-        if self.request.connection_file:
-            _unlink(self.request.connection_file)
         self.box.kill()
 
     def _from_init(self) -> None:
@@ -539,8 +564,13 @@ class Supervisor:
             self.request.spec.caps,
             _quietly(self.cgroup.events, CgroupEvents()),
             _quietly(self.cgroup.usage, CgroupUsage()),
-            on_order=self.on_order,
+            on_order=self.on_order or self._ended_as_asked(),
         )
+
+    def _ended_as_asked(self) -> bool:
+        """By a signal that the client sent, but for the one that means: interrupt the cell."""
+        number = self.status.signal if self.status else None
+        return number in self.asked - {signal.SIGINT}
 
     def _end(self) -> None:
         """Tell the frontends first, the client afterwards: it will say 'dead' to them."""

@@ -25,6 +25,7 @@ from integration.sandboxes import manager, run_cell, started, value
 from integration.steering import Steering, steering
 from jupyter_client.manager import KernelManager
 
+from sandbox_kernel import rundir
 from sandbox_kernel.client import Sandbox
 from sandbox_kernel.engine import messages
 from sandbox_kernel.engine.steps import Step
@@ -173,6 +174,19 @@ def test_the_last_word_of_a_process_that_read_no_more() -> None:
             messages.send(theirs, {"type": "failed"})
         assert messages.receive(ours) == ({"type": "failed"}, [])
         assert messages.receive(ours) is None
+
+
+def test_a_run_time_directory_whose_sockets_another_removes_too(
+    here: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Client and launcher both clean up after a supervisor that was killed, at the same time."""
+    folder = here.work / "sandbox-kernel" / "kernel.1.2"
+    folder.mkdir(parents=True)
+    (folder / "k-2").touch()
+    monkeypatch.setattr("os.listdir", lambda path: ["k-1", "k-2"])
+    rundir.remove(folder)
+    monkeypatch.undo()
+    assert not folder.exists()
 
 
 # -- while it runs --------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,9 @@ async def main(folder, config, number):
         "connection_files": [kernels.get_kernel(i).connection_file for i in ids],
         "directories": [str(kernels.get_kernel(i).provisioner.directory) for i in ids],
     }), flush=True)
-    endless = [kernels.start_kernel(kernel_name="sandboxed-test", cwd=str(folder / "work"))]
-    if "restless" in sys.argv:
-        while True:
-            one = await kernels.start_kernel(
-                kernel_name="sandboxed-test", cwd=str(folder / "work"))
-            print(one, flush=True)
+    while "restless" in sys.argv:
+        await kernels.start_kernel(kernel_name="sandboxed-test", cwd=str(folder / "work"))
+        print(flush=True)
     await asyncio.to_thread(sys.stdin.read)
 
 asyncio.run(main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])))
@@ -119,14 +117,112 @@ def test_the_server_alone(transport: str, here: Ground) -> None:
         family = server.family()
         os.kill(server.process.pid, signal.SIGKILL)
         assert wait_for_end(family) == []
-    # What of a server's directory only the server itself removes, the next start does.
-    left = [line for line in here.left() if "/run/" not in line]
-    assert left == []
-    assert_next_start_sweeps(here)
+        here.assert_clean("by a server that was killed")
 
 
-def assert_next_start_sweeps(here: Ground) -> None:
+def test_its_whole_process_group(here: Ground) -> None:
+    """As a terminal or a service manager does it. The launcher is in a session of its own."""
+    with serving(here, caps()) as server:
+        family = server.family()
+        os.killpg(server.process.pid, signal.SIGKILL)
+        assert wait_for_end(family) == []
+        here.assert_clean("by a process group that was killed")
+
+
+def test_while_kernels_run_cells_that_ignore_everything(here: Ground) -> None:
+    """Every process of every sandbox is stopped: nobody inside can help."""
+    with serving(here, caps()) as server:
+        family = server.family()
+        inside = [pid for s in server.supervisors for pid in descendants(s)]
+        assert len(inside) >= 2 * KERNELS
+        for pid in inside:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(server.process.pid, signal.SIGKILL)
+        assert wait_for_end(family) == []
+        here.assert_clean("by stopped sandboxes")
+
+
+@pytest.mark.parametrize("started", range(4))
+def test_while_another_kernel_starts(started: int, here: Ground) -> None:
+    """Wherever that start is just then. Before its supervisor has the request only the server knows
+    what it has made: an empty directory and a connection file.
+    """
+    with serving(here, caps(), "restless") as server:
+        assert server.process.stdout is not None
+        for _ in range(started):
+            server.process.stdout.readline()
+        os.kill(server.process.pid, signal.SIGKILL)
+        assert server.process.wait(PATIENCE) == -signal.SIGKILL
+        wait_until(lambda: all(line.startswith("file ") for line in here.left()))
+        assert not any(map(os.path.exists, server.connection_files))
+        left = [str(path) for path in (here.folder / "jupyter").iterdir()]
+        assert len(left) <= 1
+        server.connection_files.extend(left)
+        sweep_by_the_next_start(here, server)
+
+
+def test_the_server_and_its_launcher_at_once(here: Ground) -> None:
+    """The supervisors are enough."""
+    with serving(here, caps()) as server:
+        family = server.family()
+        kill([server.process.pid, server.launcher])
+        assert wait_for_end(family) == []
+        here.assert_clean("by supervisors without a launcher")
+
+
+def test_the_supervisors_alone(here: Ground) -> None:
+    """The server lives, and hears of it; the launcher cleans up what is not the server's."""
+    with serving(here, caps()) as server:
+        inside = [pid for s in server.supervisors for pid in [s, *descendants(s)]]
+        kill(server.supervisors)
+        assert wait_for_end(inside) == []
+        wait_until(lambda: not list(cgroup_directories()))
+        assert [line for line in here.left() if line.startswith("socket")] == []
+        assert server.process.poll() is None
+        assert server.process.stdin is not None
+        server.process.stdin.close()
+        server.process.wait(PATIENCE)
+        sweep_by_the_next_start(here, server)
+
+
+def test_the_server_and_its_supervisors_at_once(here: Ground) -> None:
+    """The launcher is enough for all but the run-time directories, which are empty."""
+    with serving(here, caps()) as server:
+        family = server.family()
+        kill([server.process.pid, *server.supervisors])
+        assert wait_for_end(family) == []
+        assert not any(map(os.path.exists, server.connection_files))
+        wait_until(lambda: not list(cgroup_directories()))
+        assert [line for line in here.left() if line.startswith("socket")] == []
+        sweep_by_the_next_start(here, server)
+
+
+def test_all_of_them_at_once(here: Ground) -> None:
+    """Nobody is left who could clean up: no process survives, and the next start does the rest."""
+    with serving(here, caps()) as server:
+        family = server.family()
+        kill([server.process.pid, server.launcher, *server.supervisors])
+        assert wait_for_end(family) == []
+        assert all(map(os.path.isdir, server.directories))
+        if caps():
+            assert list(cgroup_directories())
+        sweep_by_the_next_start(here, server)
+
+
+def sweep_by_the_next_start(here: Ground, server: Server) -> None:
+    """Everything goes but connection files: those lie where every kernel of Jupyter has them, and
+    say nothing any more."""
     km = manager(here.folder, caps())
     km.start_kernel(cwd=str(here.work))
+    assert not any(map(os.path.exists, server.directories))
     km.shutdown_kernel(now=True)
+    for path in server.connection_files:
+        Path(path).unlink(missing_ok=True)
     here.assert_clean("after the next start")
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # for what has no event, such as the end of a cgroup
