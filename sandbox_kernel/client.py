@@ -2,19 +2,17 @@
 
 Used by the provisioner (inside a server with an event loop and many threads) and by the foreground
 command. The server never forks Python: it spawns the launcher by exec, once, and asks it. Nothing
-here waits but :meth:`Sandbox.wait`; the provisioner waits with its event loop instead.
+here waits: the provisioner does with its event loop, the foreground command with a poll.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -22,13 +20,13 @@ from .engine import messages
 from .environment import launcher_environment
 from .errors import KernelStartError, ProtocolError, SandboxError, describe_errno
 from .protocol import (
+    Accepted,
     Exited,
     Failed,
     FromClient,
     FromSupervisor,
     Kill,
     LaunchRequest,
-    Notice,
     Signal,
     Start,
     Started,
@@ -131,7 +129,6 @@ class Sandbox:
         self.lifeline = lifeline
         self.started: Started | None = None
         self.exited: Exited | None = None
-        self.notices: list[str] = []
         self._supervisor_pidfd = -1
         lifeline.setblocking(False)
 
@@ -181,7 +178,7 @@ class Sandbox:
         return self.lifeline.fileno()
 
     def take(self) -> FromSupervisor | None:
-        """The next message if one is there, without waiting.
+        """The next message if one is there, without waiting. Notices are the caller's to tell.
 
         The end of the lifeline without a word becomes an :class:`Exited` with -9: the supervisor
         was killed, and the sandbox died with it.
@@ -200,21 +197,30 @@ class Sandbox:
         if received is None:
             return self._lost()
         message, fds = received
-        parsed = parse_from_supervisor(message)
-        match parsed:
+        try:
+            return self._understand(parse_from_supervisor(message), fds)
+        except ProtocolError:  # it was taken over, or two versions are mixed: the sandbox ends
+            self.kill_supervisor()
+            return self._lost()
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _understand(self, message: FromSupervisor, fds: list[int]) -> FromSupervisor:
+        """Takes the descriptor that is due out of ``fds``."""
+        match message:
+            case Accepted() if len(fds) == 1 and self._supervisor_pidfd < 0:
+                self._supervisor_pidfd = fds.pop()
             case Started():
-                self.started = parsed
-                (self._supervisor_pidfd,) = fds
+                self.started = message
             case Failed():
-                self.exited = Exited(1, parsed.error.message)
+                self.exited = Exited(1, message.error.message)
                 if self.started is None:
-                    raise parsed.error
+                    raise message.error
                 return self.exited  # whoever polls a kernel that ran wants its end, no exception
             case Exited():
-                self.exited = parsed
-            case Notice():
-                self.notices.append(parsed.text)
-        return parsed
+                self.exited = message
+        return message
 
     def _lost(self) -> Exited:
         self.exited = Exited(-signal.SIGKILL, "the supervisor of the sandbox was killed")
@@ -244,20 +250,13 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._supervisor_pidfd, signal.SIGKILL)
 
-    def wait(self, *, until_started: bool = False, timeout: float | None = None) -> bool:
-        """Block until the kernel has ended (or has started); false at the timeout (seconds)."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        poller = select.poll()
-        poller.register(self.lifeline, select.POLLIN)
-        while self.exited is None and not (until_started and self.started):
-            left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
-            if not poller.poll(left):
-                return False
-            self.take()
-        return True
-
     def close(self) -> None:
-        """Close the lifeline: if the sandbox still lives, it ends. Idempotent."""
+        """Close the lifeline: if the sandbox still lives, it ends. Idempotent.
+
+        Shut down first, so that whoever waits on a duplicate of the descriptor wakes.
+        """
+        with contextlib.suppress(OSError):
+            self.lifeline.shutdown(socket.SHUT_RDWR)
         self.lifeline.close()
         if self._supervisor_pidfd >= 0:
             os.close(self._supervisor_pidfd)

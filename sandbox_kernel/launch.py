@@ -11,9 +11,11 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,29 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 
 from .client import Launcher, Sandbox, launcher_command
 from .errors import ChannelError, SandboxError, SetupError, describe_errno
+from .protocol import Notice
 from .request import build_request
-from .spec import SandboxSpec, parse_spec
+from .spec import SandboxSpec, kernelspec_config, parse_spec
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 PROVISIONER = "sandbox-provisioner"
+#: What goes on to the ipykernel inside.
+_FOR_IPYKERNEL = re.compile(r"--debug|--[A-Z]\w*(?:\.\w+)+=.*", re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Its exit status is the kernel's, 1 where the sandbox could not be built."""
-    parser = argparse.ArgumentParser(prog="python -m sandbox_kernel.launch", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox_kernel.launch", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("-f", "--connection-file", required=True, help="of the front end")
-    parser.add_argument("--name", default="sandboxed-python", help="kernelspec with the caps")
+    parser.add_argument("--name", required=True, help="the kernelspec: its config has the caps")
     options, extra = parser.parse_known_args(arguments)
+    for argument in extra:
+        if not _FOR_IPYKERNEL.fullmatch(argument):  # a misspelt --name would remove every cap
+            parser.error(
+                f"{argument!r} is neither an option nor a trait such as --Class.name=value"
+            )
     try:
         return run(options.connection_file, options.name, extra)
     except SandboxError as error:
@@ -59,7 +71,7 @@ def run(connection_file: str, name: str, arguments: list[str]) -> int:
     parent = _parent_pidfd()
     sandbox = Sandbox.launch(request, launcher_command(sys.executable), os.environ)
     try:
-        return _hold(sandbox, signals, parent)
+        return _hold(sandbox, signals, parent, time.monotonic() + spec.start_timeout + 5)
     finally:
         sandbox.close()
         for launcher in Launcher.close_all():
@@ -92,7 +104,7 @@ def load_kernelspec(name: str) -> KernelSpec:
 
 def spec_of(kernelspec: KernelSpec) -> SandboxSpec:
     """The spec that the kernelspec's config describes, as the provisioner reads it."""
-    return parse_spec(kernelspec.metadata["kernel_provisioner"].get("config", {}))
+    return parse_spec(kernelspec_config(kernelspec.metadata))
 
 
 def read_connection_file(path: str) -> dict[str, Any]:
@@ -144,14 +156,19 @@ def _parent_pidfd() -> int | None:
         return None
 
 
-def _hold(sandbox: Sandbox, signals: _SignalPipe, parent: int | None) -> int:
+def _hold(sandbox: Sandbox, signals: _SignalPipe, parent: int | None, deadline: float) -> int:
+    """Until the kernel has ended. A sandbox that does not start by ``deadline`` is killed."""
     poller = select.poll()
     poller.register(sandbox.fileno(), select.POLLIN)
     poller.register(signals.read_end, select.POLLIN)
     if parent is not None:
         poller.register(parent, select.POLLIN)
     while sandbox.exited is None:
-        ready = {fd for fd, _ in poller.poll()}
+        starting = sandbox.started is None
+        left = max(deadline - time.monotonic(), 0) * 1000 + 1 if starting else None
+        ready = {fd for fd, _ in poller.poll(left)}
+        if starting and time.monotonic() > deadline:
+            sandbox.kill_supervisor()
         if signals.read_end in ready:
             for number in signals.take():
                 sandbox.signal(number)
@@ -166,9 +183,9 @@ def _hold(sandbox: Sandbox, signals: _SignalPipe, parent: int | None) -> int:
 def _tell(sandbox: Sandbox) -> None:
     """Take what the supervisor says; its notices are for the front end's log."""
     started_before = sandbox.started is not None
-    sandbox.take()
-    while sandbox.notices:
-        print(sandbox.notices.pop(0), file=sys.stderr)
+    message = sandbox.take()
+    if isinstance(message, Notice):
+        print(message.text, file=sys.stderr)
     if sandbox.started is not None and not started_before:
         for warning in sandbox.started.warnings:
             print(f"sandbox-kernel: {warning}", file=sys.stderr)

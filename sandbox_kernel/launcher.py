@@ -19,8 +19,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import leftovers
 from .engine import cgroups, messages, process
 from .errors import ProtocolError, SandboxError
+from .leftovers import Leftovers
 from .protocol import Failed
 
 if TYPE_CHECKING:
@@ -56,10 +58,15 @@ class Launcher:
         self.wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._try_to_prepare()
+
+    def _try_to_prepare(self) -> None:
+        """A failure is said to every client that asks; nothing starts."""
         try:
             self.shared = _prepare()
+            self.failure = None
         except SandboxError as error:
-            self.failure = error  # said to every client that asks; nothing starts
+            self.failure = error
 
     def serve(self) -> int:
         """Until the client is gone and every supervisor has ended."""
@@ -98,6 +105,8 @@ class Launcher:
     def _start(self, lifeline: int) -> None:
         try:
             if self.failure is not None:
+                self._try_to_prepare()  # what was missing may have been installed since
+            if self.failure is not None:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(lifeline)) as sock:
                     messages.send(sock, Failed(self.failure).to_message())
                 return
@@ -110,7 +119,7 @@ class Launcher:
 
     def _supervise(self, lifeline: int, leftovers: int) -> int:
         """In the fork: nothing of the launcher's but the lifeline and the pipe stays open."""
-        from .supervisor import Leftovers, run
+        from .supervisor import run
 
         signal.set_wakeup_fd(-1)
         process.close_all_but([0, 1, 2, lifeline, leftovers])
@@ -130,8 +139,6 @@ class Launcher:
 
     def _clean_up(self, child: _Child, status: process.ExitStatus) -> None:
         """What the supervisor would have removed itself, had it not been killed."""
-        from .supervisor import Leftovers
-
         with os.fdopen(child.leftovers, "rb", buffering=0) as pipe:
             raw = pipe.read(65536) or b""
         if status.signal is None and os.getuid() != 0:
@@ -141,9 +148,8 @@ class Launcher:
                 f"sandbox-kernel: a supervisor was {status.describe()}; its sandbox ends with it",
                 file=sys.stderr,
             )
-        for path in Leftovers.parse(raw):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        for file in leftovers.parse(raw):
+            file.remove()
         swept = cgroups.sweep(os.getuid(), self.shared.cgroup_hint)
         for problem in swept.problems:
             print(f"sandbox-kernel: {problem}", file=sys.stderr)

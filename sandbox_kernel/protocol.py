@@ -3,8 +3,9 @@
 Two sockets. On the *launcher's* socket the client says only :class:`Start`, and hands over one end
 of a new packet socket, the *lifeline*. The launcher forks a supervisor and forgets: it never reads
 a request, so no child of it inherits another kernel's key. On the lifeline the client sends one
-:class:`LaunchRequest`; the supervisor answers :class:`Started` or :class:`Failed`, later maybe
-:class:`Notice`, at last :class:`Exited`. The client may send :class:`Signal` and :class:`Kill`.
+:class:`LaunchRequest`; the supervisor answers :class:`Accepted`, then :class:`Started` or
+:class:`Failed`, later maybe :class:`Notice`, at last :class:`Exited`. The client may send
+:class:`Signal` and :class:`Kill`.
 The end of the lifeline is the end of the sandbox, whoever closed it and however it died.
 
 Every message is a frozen dataclass with plain fields; :data:`VERSION` is in each request.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from signal import NSIG
 from typing import Any, Final
 
 from .errors import ProtocolError, SandboxError, from_dict
@@ -80,8 +82,18 @@ class LaunchRequest:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """Supervisor → client, with its own pidfd: it has the request and begins to build."""
+
+    supervisor_pid: int
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "accepted", "supervisor_pid": self.supervisor_pid}
+
+
+@dataclass(frozen=True)
 class Started:
-    """Supervisor → client, with its own pidfd: the kernel has bound, the proxy is connected."""
+    """Supervisor → client: the kernel has bound its channels, the proxy is connected."""
 
     supervisor_pid: int
     init_pid: int
@@ -153,7 +165,7 @@ class Kill:
         return {"type": "kill"}
 
 
-FromSupervisor = Started | Failed | Notice | Exited
+FromSupervisor = Accepted | Started | Failed | Notice | Exited
 FromClient = Signal | Kill
 
 
@@ -161,6 +173,8 @@ def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
     """Called by the client for each message on the lifeline."""
     try:
         match message["type"]:
+            case "accepted":
+                return Accepted(int(message["supervisor_pid"]))
             case "started":
                 return Started(
                     supervisor_pid=int(message["supervisor_pid"]),
@@ -185,9 +199,16 @@ def parse_from_client(message: Mapping[str, Any]) -> FromClient:
     try:
         match message["type"]:
             case "signal":
-                return Signal(int(message["number"]))
+                return Signal(_signal_number(message["number"]))
             case "kill":
                 return Kill()
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ProtocolError("a message of the client is malformed") from error
     raise ProtocolError(f"the client said {message['type']!r}, which is not in the protocol")
+
+
+def _signal_number(value: object) -> int:
+    """A number that ``kill`` takes; anything else would end the sandbox's init."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < NSIG:
+        raise ProtocolError(f"{value!r} is no signal number")
+    return value

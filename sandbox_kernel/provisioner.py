@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -23,18 +24,30 @@ from traitlets.config.loader import Config, LazyConfigValue
 from . import rundir
 from .client import Sandbox, launcher_command
 from .errors import ChannelError, KernelStartError, SandboxError, SpecError, describe_errno
-from .protocol import Exited, Notice
+from .protocol import Exited, Notice, Started
 from .request import build_request
-from .spec import KEYS, SandboxSpec, Transport, parse_spec
+from .spec import KEYS, SandboxSpec, Transport, kernelspec_config, parse_spec
 
 #: Seconds that a supervisor has to obey a kill before it is killed itself.
 _KILL_TIMEOUT = 5.0
+#: Seconds beyond the spec's ``start_timeout``, which the supervisor itself keeps where it can.
+_START_MARGIN = 5.0
 #: What jupyter_client hands to every provisioner's constructor besides the kernelspec's config.
 _FRAMEWORK = frozenset({"kernel_id", "kernel_spec", "parent", "config", "log"})
 
 
+class _Value(AnyTrait):
+    """A value of the spec; on a command line JSON or text: ``--SandboxProvisioner.pids=64``."""
+
+    def from_string(self, s: str) -> Any:
+        try:
+            return json.loads(s)
+        except ValueError:
+            return s
+
+
 def _trait(text: str) -> Any:
-    return AnyTrait(default_value=None, allow_none=True, help=text).tag(config=True)
+    return _Value(default_value=None, allow_none=True, help=text).tag(config=True)
 
 
 class SandboxProvisioner(LocalProvisioner):
@@ -71,6 +84,8 @@ class SandboxProvisioner(LocalProvisioner):
     _launcher_command: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, **kwargs: Any) -> None:
+        if (kernel_spec := kwargs.get("kernel_spec")) is not None:
+            kernelspec_config(kernel_spec.metadata)
         for key in kwargs.keys() - _FRAMEWORK:
             # traitlets would only warn, and a limit would silently be gone
             if key not in KEYS:
@@ -155,34 +170,45 @@ class SandboxProvisioner(LocalProvisioner):
         self.exit = None
         try:
             self.sandbox = sandbox = Sandbox.launch(request, command, os.environ)
-            while sandbox.started is None:
-                if sandbox.exited is not None or self.sandbox is not sandbox:
-                    raise KernelStartError(
-                        "the kernel did not start", cause="it was shut down while it was starting"
-                    )
-                await self._next()
+            started = await self._started(sandbox)
         except BaseException as error:
-            await self._abandon()
+            await asyncio.shield(self._abandon())
             if isinstance(error, SandboxError):
                 self.log.error("the sandbox did not start: %s", error)
             raise
-        for warning in sandbox.started.warnings:
+        for warning in started.warnings:
             self.log.warning("%s", warning)
         self.pid = sandbox.pid
-        self.connection_info.update(self._bound_connection())  # type: ignore[typeddict-item]
+        ports = {n: p for n, p in started.connection.items() if n.endswith("_port")}
+        self.connection_info.update(ports)  # type: ignore[typeddict-item]
         return self.connection_info
 
-    def _bound_connection(self) -> dict[str, Any]:
-        """The ports as they are bound, with the keys in the types that jupyter_client compares."""
-        started = self.sandbox.started if self.sandbox else None
-        bound = started.connection if started else {}
-        return {name: bound[name] for name in bound if name.endswith("_port") or name == "ip"}
+    async def _started(self, sandbox: Sandbox) -> Started:
+        """Wait until it runs, for a bounded time: its supervisor may hang on a dead file system."""
+        patience = self.spec.start_timeout + _START_MARGIN
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(patience):
+                while sandbox.started is None:
+                    if sandbox.exited is not None or self.sandbox is not sandbox:
+                        raise KernelStartError(
+                            "the kernel did not start",
+                            cause="it was shut down while it was starting",
+                        )
+                    await self._next()
+                return sandbox.started
+        raise KernelStartError(
+            f"the sandbox was not built within {patience:g} seconds",
+            cause="its supervisor does not answer, as when a file system it needs does not",
+        )
 
     async def _abandon(self) -> None:
-        """A start that failed: no process, no directory, no connection file."""
+        """A start that failed or was cancelled: no process, no directory, no connection file.
+
+        Waits until the supervisor has undone what it made: the next start may want the same
+        endpoints.
+        """
         if self.sandbox is not None:
-            self.sandbox.close()
-            self.sandbox = None
+            await self.kill()
         await self.cleanup()
         if self.parent is not None:
             self.parent.cleanup_connection_file()
@@ -224,7 +250,7 @@ class SandboxProvisioner(LocalProvisioner):
 
     async def send_signal(self, signum: int) -> None:
         """To the kernel's process group inside. Does nothing where there is none."""
-        if self.sandbox is not None and signum != 0:
+        if self.sandbox is not None and 1 <= signum < signal.NSIG:
             self.sandbox.signal(signum)
 
     async def terminate(self, restart: bool = False) -> None:
@@ -242,6 +268,8 @@ class SandboxProvisioner(LocalProvisioner):
             await asyncio.wait_for(self._ended(sandbox), _KILL_TIMEOUT)
         if sandbox.exited is None:
             sandbox.kill_supervisor()
+            with contextlib.suppress(asyncio.TimeoutError, SandboxError):
+                await asyncio.wait_for(self._ended(sandbox), _KILL_TIMEOUT)
 
     async def _ended(self, sandbox: Sandbox) -> None:
         while self.sandbox is sandbox and sandbox.exited is None:
@@ -276,6 +304,8 @@ def _check_config(config: Config) -> None:
             continue  # a section of its own, for another class
         if key not in KEYS:
             raise SpecError(key, value, "one of the keys " + ", ".join(KEYS))
+        if value is None:
+            raise SpecError(key, None, "a value, or no such key")
         if isinstance(value, LazyConfigValue):
             raise SpecError(key, value, "a whole value: a list is set, not appended to")
 

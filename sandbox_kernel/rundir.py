@@ -21,6 +21,8 @@ from .errors import ChannelError, describe_errno
 #: ``sizeof(sockaddr_un.sun_path)`` less the final NUL.
 SOCKET_PATH_MAXIMUM: Final = 107
 _LONGEST_NAME: Final = len("/sandbox-kernel/") + 12 + 1 + 7 + 1 + 12 + len("/k-5")
+#: How often a parent that vanishes is made again.
+_ATTEMPTS: Final = 50
 _NAME: Final = re.compile(r"[0-9A-Za-z-]{1,12}\.([0-9]+)\.([0-9]+)")
 
 
@@ -30,24 +32,34 @@ def make(kernel_id: str, *, environment: dict[str, str] | None = None) -> Path:
     Raises:
         ChannelError: no base directory is ours alone, writable and short enough.
     """
-    parent = _parent(dict(os.environ) if environment is None else environment)
-    sweep(parent)
+    known = dict(os.environ) if environment is None else environment
+    for _ in range(_ATTEMPTS):
+        parent = _parent(known)
+        sweep(parent)
+        path = parent / _name(kernel_id)
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            _check(path)
+            return path
+        except FileNotFoundError as error:
+            failure: OSError = error  # another process removed its last directory and the parent
+        except OSError as error:
+            failure = error
+            break
+    raise ChannelError(
+        "the run-time directory could not be made",
+        cause=describe_errno(failure.errno or 0),
+        path=str(path),
+    ) from failure
+
+
+def _name(kernel_id: str) -> str:
     short = re.sub(r"[^0-9A-Za-z]", "", kernel_id)
     if len(short) > 12 and not re.fullmatch(r"[0-9a-f]{32}", short):
         # the beginning of a name that somebody chose may be another kernel's beginning too
         short = hashlib.sha256(kernel_id.encode(errors="surrogatepass")).hexdigest()
     short = short[:12] or "kernel"
-    path = parent / f"{short}.{os.getpid()}.{_start_time(os.getpid())}"
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise ChannelError(
-            "the run-time directory could not be made",
-            cause=describe_errno(error.errno or 0),
-            path=str(path),
-        ) from error
-    _check(path)
-    return path
+    return f"{short}.{os.getpid()}.{_start_time(os.getpid())}"
 
 
 def remove(path: Path) -> None:

@@ -195,6 +195,29 @@ def parse_spec(config: Mapping[str, Any]) -> SandboxSpec:
     return spec
 
 
+#: ``metadata.kernel_provisioner`` of a kernelspec may have these keys and no other.
+_PROVISIONER_KEYS: Final = ("provisioner_name", "config")
+
+
+def kernelspec_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config`` of a kernelspec's metadata, whose place must be spelled right as well.
+
+    Raises:
+        SpecError: another key beside it, such as ``confg`` or a cap that was put there.
+    """
+    stanza = metadata.get("kernel_provisioner", {})
+    allowed = "a table with the keys " + ", ".join(_PROVISIONER_KEYS)
+    if not isinstance(stanza, Mapping):
+        raise SpecError("kernel_provisioner", stanza, allowed)
+    for key, value in stanza.items():
+        if key not in _PROVISIONER_KEYS:
+            raise SpecError(f"kernel_provisioner.{key}", value, allowed)
+    config = stanza.get("config", {})
+    if not isinstance(config, Mapping):
+        raise SpecError("kernel_provisioner.config", config, "a table")
+    return dict(config)
+
+
 # -- parsers, one a kind of value -------------------------------------------------------------
 
 _SIZE = re.compile(r"(?P<number>[0-9]{1,19}(?:\.[0-9]{1,9})?)(?:(?P<unit>[KMGT])(?:iB)?)?")

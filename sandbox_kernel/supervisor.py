@@ -7,19 +7,18 @@ of a hostile kernel, so after set-up it keeps one capability (to kill what is in
 user namespace), the kernel's seccomp filter and no way to gain anything.
 
 Every path out goes through one :class:`contextlib.ExitStack`. What a SIGKILL leaves, the launcher
-removes: the supervisor writes down each thing on :class:`Leftovers` before it makes it.
+removes: the supervisor writes each file down as soon as it is there, see :mod:`.leftovers`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
-import json
 import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,11 @@ from typing import Any, Final
 
 import zmq
 
-from . import rundir
+from . import hostpaths, rundir
 from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
 from .console import Console
 from .death import Cause, Death, explain
-from .engine import capabilities, cgroups, container, idmap, messages, process, rootfs, seccomp
+from .engine import capabilities, cgroups, container, idmap, process, rootfs, seccomp
 from .engine.cgroups import CgroupEvents, CgroupUsage, KernelCgroup
 from .engine.container import Container
 from .engine.idmap import IdPlan
@@ -41,26 +40,16 @@ from .engine.process import ExitStatus
 from .engine.rootfs import HostFacts
 from .engine.steps import Step, reached
 from .environment import complete_environment
-from .errors import KernelStartError, ProtocolError, SandboxError, SetupError, describe_errno
+from .errors import KernelStartError, ProtocolError, SandboxError, SetupError
 from .kernel import KernelEndpoints, run_kernel
-from .protocol import (
-    Exited,
-    Failed,
-    FromClient,
-    Kill,
-    LaunchRequest,
-    Notice,
-    Signal,
-    Started,
-    parse_from_client,
-)
-from .spec import MIB, SandboxSpec, Transport, WorkspaceMode, check_workspace
+from .leftovers import FileId, Leftovers
+from .lifeline import Lifeline
+from .protocol import Exited, Failed, FromClient, Kill, LaunchRequest, Signal, Started
+from .spec import MIB
 from .syscalls import CapabilityBit
 
 #: Ports inside the sandbox's own net namespace, above its ephemeral range.
 _FIRST_PORT: Final = 61_001
-#: Seconds that a client has to send its request.
-_REQUEST_TIMEOUT: Final = 10.0
 #: Bytes. Queues are bounded below this; a multipart message without an end is not, in libzmq.
 _MEMORY_MAXIMUM: Final = 1024 * MIB
 #: Seconds that what the kernel still said may take to pass, once it is gone.
@@ -91,77 +80,46 @@ class Shared:
     cgroup_hint: str | None
 
 
-class Leftovers:
-    """What must be removed after a SIGKILL of the supervisor: paths, on a pipe to the launcher."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def record(self, path: str) -> None:
-        """Called *before* the file or socket ``path`` is made.
-
-        A launcher that has died cleans nothing up, and that stops no kernel: the client does it.
-        """
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._fd, (json.dumps(path) + "\n").encode())
-
-    @staticmethod
-    def parse(raw: bytes) -> list[str]:
-        """Called by the launcher with all that came through the pipe."""
-        paths = []
-        for line in raw.splitlines():
-            with contextlib.suppress(ValueError):
-                path = json.loads(line)
-                if isinstance(path, str) and path.startswith("/"):
-                    paths.append(path)
-        return paths
-
-
-def run(lifeline: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
+def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
     """The whole life of a supervisor; its result is the process's exit status.
 
-    Called in a fork of the launcher, with one thread and no descriptor but those two.
+    Called in a fork of the launcher, with one thread and no descriptor but the lifeline and the
+    pipe of ``leftovers``. The client learns of the end when everything is undone: it may start the
+    next kernel on the same endpoints at once.
     """
     os.setsid()
     os.umask(0o077)
     process.default_signals()
-    request = None
+    lifeline, request, connection_file = Lifeline(sock), None, None
     try:
-        request = _receive_request(lifeline)
+        reached(Step.REQUEST)
+        request = lifeline.request()
+        lifeline.accept()
+        if request.connection_file:
+            connection_file = FileId.of(request.connection_file)
+            leftovers.record(request.connection_file)
         with contextlib.ExitStack() as stack:
             supervisor = _build(stack, request, lifeline, leftovers, shared)
-            supervisor.serve()
-        if supervisor.client_gone:
-            _stand_in(request)
-        return 0
+            death = supervisor.serve()
+        last: Failed | Exited = Exited(death.returncode, death.sentence)
     except SandboxError as error:
-        _fail(lifeline, request, error)
-        return 1
-    except (BrokenPipeError, ConnectionResetError):
-        _stand_in(request)  # the client went away while the sandbox was being built
-        return 1
+        last = Failed(error)
     except Exception as error:
-        _fail(lifeline, request, _defect(error))
-        raise  # for the traceback in the server's log
+        traceback.print_exc()  # for the server's log
+        last = Failed(_defect(error))
+    if not lifeline.say(last):
+        _stand_in(request, connection_file)
+    return 1 if isinstance(last, Failed) else 0
 
 
-def _fail(lifeline: socket.socket, request: LaunchRequest | None, error: SandboxError) -> None:
-    """Called when everything that was made is undone."""
-    try:
-        messages.send(lifeline, Failed(error).to_message())
-    except OSError:
-        _stand_in(request)
-
-
-def _stand_in(request: LaunchRequest | None) -> None:
+def _stand_in(request: LaunchRequest | None, connection_file: FileId | None) -> None:
     """For a client that is gone: remove what it would have removed, had it not been killed."""
-    if request is None:
-        return
-    if request.connection_file:
-        _unlink(request.connection_file)
-    with contextlib.suppress(SandboxError):
-        for path in ConnectionInfo.from_dict(request.connection).socket_paths()[:1]:
-            rundir.remove_emptied(Path(path).parent)
+    if connection_file is not None:
+        connection_file.remove()
+    if request is not None:
+        with contextlib.suppress(SandboxError):
+            for path in ConnectionInfo.from_dict(request.connection).socket_paths()[:1]:
+                rundir.remove_emptied(Path(path).parent)
 
 
 def _defect(error: Exception) -> SetupError:
@@ -172,44 +130,26 @@ def _defect(error: Exception) -> SetupError:
     )
 
 
-def _receive_request(lifeline: socket.socket) -> LaunchRequest:
-    reached(Step.REQUEST)
-    lifeline.settimeout(_REQUEST_TIMEOUT)
-    try:
-        received = messages.receive(lifeline)
-    except TimeoutError as error:
-        raise ProtocolError(f"no request came within {_REQUEST_TIMEOUT:g} seconds") from error
-    lifeline.setblocking(False)
-    if received is None:
-        raise ProtocolError("the client went away before it had sent its request")
-    message, fds = received
-    for fd in fds:
-        os.close(fd)
-    try:
-        return LaunchRequest.from_message(message)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ProtocolError("the request is malformed", cause=repr(error)) from error
-
-
 # -- building -----------------------------------------------------------------------------------
 
 
 def _build(
     stack: contextlib.ExitStack,
     request: LaunchRequest,
-    lifeline: socket.socket,
+    lifeline: Lifeline,
     leftovers: Leftovers,
     shared: Shared,
 ) -> Supervisor:
     """Every step of set-up in its order; what is made is on ``stack`` at once."""
-    cwd = _working_directory(request)
-    facts = _with_links(shared.facts)
-    spec = _resolved(request.spec, cwd, facts)
+    deadline = time.monotonic() + request.spec.start_timeout
+    cwd = hostpaths.working_directory(request)
+    facts = hostpaths.with_links(shared.facts)
+    spec = hostpaths.resolve(request.spec, cwd, facts)
     ids = idmap.plan(
         spec.identity, spec.id_range, uid=os.getuid(), gid=os.getgid(), user=facts.user
     )
     idmap.check_helper(ids)
-    _check_writable(spec, ids, cwd)
+    hostpaths.check_writable(spec, ids, cwd)
     mounts = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     reached(Step.LISTEN)
     front_ends = _listen(stack, request, leftovers)
@@ -236,7 +176,7 @@ def _build(
         box = container.spawn(plan, workload, cgroup.join)
     except SandboxError:
         for line in console.read():  # the traceback of a pid 1 that met a defect
-            _notice(lifeline, line)
+            lifeline.notice(line)
         raise
     stack.callback(box.close)
     os.close(bound_write)
@@ -246,99 +186,20 @@ def _build(
     box.go()
     proxy = Proxy(
         front_ends, backend=_backend(endpoints), limits=MessageLimits(),
-        log=lambda text: _notice(lifeline, text),
+        log=lifeline.notice,
     )  # fmt: skip
     stack.callback(proxy.close)
-    return Supervisor(request, lifeline, cgroup, box, console, proxy, front_ends, bound_read)
-
-
-def _working_directory(request: LaunchRequest) -> str:
-    """Where the kernel starts: the workspace, checked before anything is made.
-
-    Raises:
-        SetupError: it does not exist or is not a directory.
-    """
-    path = _real_path(request.spec.workspace_path or request.cwd)
-    check_workspace(path)
-    if request.spec.workspace is not WorkspaceMode.NONE and not os.path.isdir(path):
-        raise SetupError(
-            f"the workspace {path} is not a directory"
-            if os.path.lexists(path)
-            else f"the workspace {path} does not exist",
-            remedy="make it, or set workspace_path to a folder that exists",
-        )
-    return path
-
-
-def _check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
-    """A subordinate id owns nothing: a workspace that is to be writable must be so for it.
-
-    Raises:
-        SetupError: it is not, and the notebook's first write would fail.
-    """
-    uid, gid = ids.outside_uid(), ids.outside_gid()
-    if spec.workspace is not WorkspaceMode.RW or uid == os.getuid():
-        return
-    found = os.stat(path)
-    bits = found.st_mode >> (6 if found.st_uid == uid else 3 if found.st_gid == gid else 0)
-    if bits & 0o3 != 0o3:
-        raise SetupError(
-            f"the workspace {path} is not writable for the kernel",
-            cause=f"it is host id {uid}:{gid} there and the folder's mode is "
-            f"{found.st_mode & 0o7777:04o}, owner {found.st_uid}:{found.st_gid}",
-            remedy=f"set workspace to 'overlay' or 'ro', or chown {uid}:{gid} the folder",
-        )
-
-
-def _resolved(spec: SandboxSpec, cwd: str, facts: HostFacts) -> SandboxSpec:
-    """Every host path without symlinks, for the plan compares them with the home and each other."""
-    secrets = [f"{home}/{name}" for home in facts.homes for name in rootfs.SECRETS]
-    hidden = [*spec.hide, *(path for path in secrets if _real_path(path) != path)]
-    return dataclasses.replace(
-        spec,
-        workspace_path=cwd if spec.workspace_path is not None else None,
-        mounts=tuple(dataclasses.replace(m, source=_real_path(m.source)) for m in spec.mounts),
-        hide=tuple(dict.fromkeys(p for path in hidden for p in (path, _real_path(path)))),
+    return Supervisor(
+        request, lifeline, cgroup, box, console, proxy, front_ends, bound_read, deadline
     )
 
 
-def _with_links(facts: HostFacts) -> HostFacts:
-    """With the places at which start-up files really lie, where the home has links to them."""
-    names = [f"{home}/{name}" for home in facts.homes for name in rootfs.EXECUTED_OUTSIDE]
-    real = tuple(dict.fromkeys(r for name in names if (r := _real_path(name)) != name))
-    return dataclasses.replace(facts, executed=real)
-
-
-def _real_path(path: str) -> str:
-    """``path`` without symlinks, whether it exists or not.
-
-    Raises:
-        SetupError: it was exchanged while it was looked at.
-    """
-    try:
-        return os.path.realpath(path)
-    except OSError as error:
-        raise SetupError(
-            f"{path} cannot be resolved", cause=describe_errno(error.errno or 0)
-        ) from error
-
-
 def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:
-    info = ConnectionInfo.from_dict(request.connection)
-    if info.transport == Transport.IPC.value:
-        for path in info.socket_paths():
-            leftovers.record(path)
-            stack.callback(_unlink, path)
-    if request.connection_file:
-        leftovers.record(request.connection_file)
-    front_ends = bind_front_ends(info)
+    front_ends = bind_front_ends(ConnectionInfo.from_dict(request.connection))
     stack.callback(front_ends.close)
+    for path in front_ends.files:
+        leftovers.record(path)
     return front_ends
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def _make_cgroup(
@@ -388,12 +249,6 @@ def _lock_down(program: bytes, ids: IdPlan) -> None:
     process.no_core_dump()
 
 
-def _notice(lifeline: socket.socket, text: str) -> None:
-    """Dropped where the client does not read: a slow one must not stop the proxy."""
-    with contextlib.suppress(OSError):
-        messages.send(lifeline, Notice(text).to_message())
-
-
 # -- serving ------------------------------------------------------------------------------------
 
 
@@ -403,13 +258,14 @@ class Supervisor:
     def __init__(
         self,
         request: LaunchRequest,
-        lifeline: socket.socket,
+        lifeline: Lifeline,
         cgroup: KernelCgroup,
         box: Container,
         console: Console,
         proxy: Proxy,
         front_ends: FrontEnds,
         bound: int,
+        deadline: float,
     ) -> None:
         self.request = request
         self.lifeline = lifeline
@@ -422,10 +278,9 @@ class Supervisor:
         self.state = State.STARTING
         self.status: ExitStatus | None = None
         self.on_order = False
-        self.client_gone = False
         self.asked: set[int] = set()
         """Signals that the client had sent to the kernel."""
-        self.deadline = time.monotonic() + request.spec.start_timeout
+        self.deadline = deadline
         self.poller = zmq.Poller()
         self.actions: dict[int, Callable[[], None]] = {
             lifeline.fileno(): self._from_client,
@@ -437,8 +292,8 @@ class Supervisor:
         for fd in self.actions:
             self.poller.register(fd, zmq.POLLIN)
 
-    def serve(self) -> None:
-        """Until the kernel or the client is gone.
+    def serve(self) -> Death:
+        """Until the kernel or the client is gone, and the frontends know why.
 
         Raises:
             KernelStartError: the kernel ended, or said nothing, before it had bound its channels.
@@ -453,7 +308,7 @@ class Supervisor:
             for fd in [fd for fd in events if isinstance(fd, int)]:
                 self.actions[fd]()
             self.proxy.dispatch(events)
-        self._end()
+        return self._end()
 
     def _timeout_ms(self) -> int | None:
         if self.state is State.STARTING:
@@ -466,18 +321,13 @@ class Supervisor:
 
     def _from_client(self) -> None:
         try:
-            received = messages.receive(self.lifeline, flags=socket.MSG_DONTWAIT)
+            order = self.lifeline.order()
         except BlockingIOError:
             return
-        except OSError:
-            received = None
-        if received is None:
+        if order is None:
             self._client_is_gone()
-            return
-        message, fds = received
-        for fd in fds:
-            os.close(fd)
-        self._obey(parse_from_client(message))
+        else:
+            self._obey(order)
 
     def _obey(self, order: FromClient) -> None:
         match order:
@@ -490,9 +340,9 @@ class Supervisor:
                 self.box.kill()
 
     def _client_is_gone(self) -> None:
-        """However it died: nothing of the sandbox outlives it, see :func:`_stand_in`."""
+        """However it died: nothing of the sandbox outlives it."""
         self._forget(self.lifeline.fileno())
-        self.client_gone = self.on_order = True
+        self.on_order = True
         self.box.kill()
 
     def _from_init(self) -> None:
@@ -524,7 +374,7 @@ class Supervisor:
 
     def _from_console(self) -> None:
         for line in self.console.read():
-            _notice(self.lifeline, line)
+            self.lifeline.notice(line)
         if self.console.at_end:
             self._forget(self.console.read_end)
 
@@ -545,13 +395,8 @@ class Supervisor:
             warnings=self.cgroup.warnings,
             landlock_abi=self.box.observed.landlock_abi,
         )
-        pidfd = os.pidfd_open(os.getpid())
-        try:
-            messages.send(self.lifeline, started.to_message(), [pidfd])
-        except OSError:
+        if not self.lifeline.say(started):
             self._client_is_gone()
-        finally:
-            os.close(pidfd)
 
     def _did_not_start(self, why: str) -> KernelStartError:
         tail = self.console.tail()
@@ -572,20 +417,17 @@ class Supervisor:
         number = self.status.signal if self.status else None
         return number in self.asked - {signal.SIGINT}
 
-    def _end(self) -> None:
-        """Tell the frontends first, the client afterwards: it will say 'dead' to them."""
+    def _end(self) -> Death:
+        """Tell the frontends first: the client will only say 'dead' to them."""
         death = self._death()
-        self._drain()
+        if not self.on_order:
+            self._drain()
         if death.cause is not Cause.KILLED:
             self.proxy.fail_pending(death.cause.value, death.sentence, death.traceback())
-        if not self.client_gone:
-            with contextlib.suppress(OSError):
-                messages.send(self.lifeline, Exited(death.returncode, death.sentence).to_message())
+        return death
 
     def _drain(self) -> None:
         """What the kernel said before it ended still passes, for a bounded time."""
-        if self.client_gone:
-            return
         deadline = time.monotonic() + _DRAIN_TIMEOUT
         while time.monotonic() < deadline:
             events = dict(self.poller.poll(10))

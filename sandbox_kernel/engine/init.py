@@ -245,7 +245,6 @@ def _relay(channel: socket.socket, child: int) -> bool:
     for fd in fds:
         os.close(fd)
     if message["type"] == "signal":
-        number = int(message["number"])
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, number)
+        with contextlib.suppress(OSError, OverflowError):
+            os.killpg(child, int(message["number"]))
     return True

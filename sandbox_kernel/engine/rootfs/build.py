@@ -9,6 +9,7 @@ changes nothing. Targets are resolved with ``openat2`` beneath the new root, wit
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -47,6 +48,7 @@ from .operations import (
     Overlay,
     Proc,
     ReadOnly,
+    Seal,
     Symlink,
     Sysfs,
     Tmpfs,
@@ -240,6 +242,10 @@ class _Builder:
                 self._mask(operation.target)
             case ReadOnly():
                 self._read_only(operation.target)
+            case Seal():
+                point = self._open(operation.target)
+                mount_setattr(point, set_=MountAttr.RDONLY)
+                os.close(point)
 
     def _open(self, target: str, flags: int = os.O_PATH) -> int:
         """A descriptor of ``target``, beneath the new root, with no symlink on the way."""
@@ -344,6 +350,8 @@ class _Builder:
         base = self._directory(f"/.layers/{index}")
         for name in ("lower", "upper", "work"):
             os.mkdir(name, 0o755, dir_fd=base)
+        for path in operation.hidden:
+            _white_out(source.fd, base, path)
         lower = self._directory(f"/.layers/{index}/lower")
         move_mount(source.fd, lower)
         os.close(lower)
@@ -351,7 +359,8 @@ class _Builder:
         where = f"/proc/self/fd/{base}"
         data = f"lowerdir={where}/lower,upperdir={where}/upper,workdir={where}/work,userxattr"
         try:
-            self._mount_at(point, "overlay", _SAFE, data)
+            flags = _SAFE | (MountFlag.RDONLY if operation.readonly else MountFlag.NONE)
+            self._mount_at(point, "overlay", flags, data)
             umount2(where, UmountFlag.DETACH)  # the overlay keeps its layers, nobody else sees them
         finally:
             os.close(base)
@@ -406,6 +415,35 @@ class _Builder:
             self._attach(clone, point, attributes)
         finally:
             os.close(clone)
+
+
+def _white_out(lower: int, base: int, path: str) -> None:
+    """Hide ``path`` in the upper layer: a whiteout, the 0:0 device that anybody may make.
+
+    Folders above it get the mode that they have below. The first that is missing there, or is not
+    a folder, is hidden itself, with whatever it may hold later.
+    """
+    upper = os.open("upper", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=base)
+    *folders, last = path.split("/")
+    done: list[str] = []
+    for name in folders:
+        done.append(name)
+        try:
+            found = os.stat("/".join(done), dir_fd=lower, follow_symlinks=False)
+        except OSError:
+            found = None
+        if found is None or not stat.S_ISDIR(found.st_mode):
+            last = name
+            break
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=upper)
+        deeper = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper)
+        os.close(upper)
+        upper = deeper
+        os.chmod(f"/proc/self/fd/{upper}", stat.S_IMODE(found.st_mode))
+    with contextlib.suppress(FileExistsError):
+        os.mknod(last, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=upper)
+    os.close(upper)
 
 
 def pivot(root: int) -> None:

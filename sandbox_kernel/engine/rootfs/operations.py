@@ -68,16 +68,24 @@ class Bind:
 
 @dataclass(frozen=True)
 class Overlay:
-    """A host directory below a layer in memory: writes work and vanish."""
+    """A host directory below a layer in memory: writes work and vanish.
+
+    The layer hides what ``hidden`` names (relative paths), whether it exists yet or not, and
+    whatever is done to it on the host: a mount over a file goes when that file is replaced.
+    """
 
     source: str
     target: str
     size: int
     inodes: int
     absent: Absent = Absent.FAIL
+    hidden: tuple[str, ...] = ()
+    readonly: bool = False
 
     def describe(self) -> str:
-        return f"overlay  {self.target} ({self.size} bytes) <- {self.source}"
+        mode = "ro" if self.readonly else f"{self.size} bytes"
+        hides = f" less {', '.join(self.hidden)}" if self.hidden else ""
+        return f"overlay  {self.target} ({mode}) <- {self.source}{hides}"
 
 
 @dataclass(frozen=True)
@@ -159,9 +167,19 @@ class ReadOnly:
         return f"readonly {self.target}"
 
 
+@dataclass(frozen=True)
+class Seal:
+    """Make an own file system read-only once it is complete; not what is mounted in it."""
+
+    target: str
+
+    def describe(self) -> str:
+        return f"seal     {self.target}"
+
+
 Operation = (
     Directory | Symlink | File | Bind | Overlay | Tmpfs | Proc | Sysfs | Devpts | Device | Mask
-    | ReadOnly
+    | ReadOnly | Seal
 )  # fmt: skip
 
 

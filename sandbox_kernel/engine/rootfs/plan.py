@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from ...errors import MountError
-from ...spec import KIB, MIB, Identity, MountMode, SandboxSpec, WorkspaceMode, is_system
+from ...spec import KIB, MIB, Identity, Mount, MountMode, SandboxSpec, WorkspaceMode, is_system
 from .facts import HostFacts
 from .operations import (
     Absent,
@@ -25,6 +25,7 @@ from .operations import (
     Overlay,
     Proc,
     ReadOnly,
+    Seal,
     Symlink,
     Sysfs,
     Tmpfs,
@@ -96,8 +97,8 @@ def plan_rootfs(
     spec = replace(spec, mounts=mounts)
     _check_holes(spec, facts, workspace)
     user: list[Operation] = [*_home(spec, facts, workspace), *_python(facts)]
-    user += _workspace(spec, workspace)
-    user += [_extra(spec, m.source, m.target, m.mode) for m in spec.mounts]
+    user += _workspace(spec, facts, workspace)
+    user += [_extra(spec, facts, mount) for mount in spec.mounts]
     user += _protected(spec, facts, workspace, {operation.target for operation in user})
     user.sort(key=lambda operation: operation.target.count("/"))
     return (
@@ -107,17 +108,22 @@ def plan_rootfs(
         *user,
         *(Mask(path) for path in MASKED),
         *(ReadOnly(path) for path in READ_ONLY),
-        *_secrets(spec, facts, workspace),
+        *_secrets(spec, facts),
+        Seal("/dev"),
     )
 
 
 def writable_targets(plan: tuple[Operation, ...]) -> tuple[str, ...]:
     """Where the kernel may write, as Landlock is told and as the audit compares."""
+    sealed = {operation.target for operation in plan if isinstance(operation, Seal)}
     return tuple(
         operation.target
         for operation in plan
-        if isinstance(operation, (Tmpfs, Overlay, Device, Devpts, Proc))
-        or (isinstance(operation, Bind) and not operation.readonly)
+        if operation.target not in sealed
+        and (
+            isinstance(operation, (Tmpfs, Device, Devpts, Proc))
+            or (isinstance(operation, (Bind, Overlay)) and not operation.readonly)
+        )
     )
 
 
@@ -233,21 +239,46 @@ def _real_target(facts: HostFacts, target: str) -> str:
     return path
 
 
-def _workspace(spec: SandboxSpec, workspace: str) -> list[Operation]:
+def _workspace(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
     limits = spec.tmpfs
     match spec.workspace:
-        case WorkspaceMode.RW | WorkspaceMode.RO:
-            return [Bind(workspace, workspace, readonly=spec.workspace is WorkspaceMode.RO)]
+        case WorkspaceMode.RW:
+            return [Bind(workspace, workspace, readonly=False)]
+        case WorkspaceMode.RO:
+            return [_read_only(spec, facts, workspace, workspace)]
         case WorkspaceMode.OVERLAY:
-            return [Overlay(workspace, workspace, limits.overlay, limits.inodes)]
+            return [_overlay(spec, facts, workspace, workspace)]
         case WorkspaceMode.NONE:
             return [Tmpfs(workspace, limits.overlay, limits.inodes, mode=0o700)]
 
 
-def _extra(spec: SandboxSpec, source: str, target: str, mode: MountMode) -> Operation:
-    if mode is MountMode.OVERLAY:
-        return Overlay(source, target, spec.tmpfs.overlay, spec.tmpfs.inodes)
-    return Bind(source, target, readonly=mode is MountMode.RO)
+def _extra(spec: SandboxSpec, facts: HostFacts, mount: Mount) -> Operation:
+    match mount.mode:
+        case MountMode.RW:
+            return Bind(mount.source, mount.target, readonly=False)
+        case MountMode.RO:
+            return _read_only(spec, facts, mount.source, mount.target)
+        case MountMode.OVERLAY:
+            return _overlay(spec, facts, mount.source, mount.target)
+
+
+def _read_only(spec: SandboxSpec, facts: HostFacts, source: str, target: str) -> Operation:
+    """A bind, or where something below is hidden, an overlay that nobody can write to."""
+    if hidden := _hidden_below(spec, facts, source):
+        return Overlay(source, target, MIB, len(hidden) * 16 + 64, hidden=hidden, readonly=True)
+    return Bind(source, target)
+
+
+def _overlay(spec: SandboxSpec, facts: HostFacts, source: str, target: str) -> Overlay:
+    hidden = _hidden_below(spec, facts, source)
+    return Overlay(source, target, spec.tmpfs.overlay, spec.tmpfs.inodes, hidden=hidden)
+
+
+def _hidden_below(spec: SandboxSpec, facts: HostFacts, source: str) -> tuple[str, ...]:
+    """Hidden paths relative to ``source``, none below another."""
+    below = sorted({p for p in _hidden(spec, facts) if is_within(p, source) and p != source})
+    outermost = [p for p in below if not any(is_within(p, q) for q in below if q != p)]
+    return tuple(p[len(source) :].strip("/") for p in outermost)
 
 
 def _shown(spec: SandboxSpec, workspace: str) -> list[tuple[str, str, bool]]:
@@ -281,7 +312,7 @@ def _protected(
             for path in below
             if not _is_covered(targets, target, _inside(path, source, target))
         ]
-        held = [*below, *_hidden(spec, facts), *(m.source for m in spec.mounts)]
+        held = [*below, *(m.source for m in spec.mounts)]
         held += facts.prefixes if source == target else ()
         operations += [
             Bind(path, _inside(path, source, target), readonly=False, absent=Absent.SKIP)
@@ -316,16 +347,13 @@ def _in_homes(facts: HostFacts, names: Sequence[str]) -> list[str]:
     return [f"{home}/{name}" for home in facts.homes for name in names]
 
 
-def _secrets(spec: SandboxSpec, facts: HostFacts, workspace: str) -> list[Operation]:
-    shown = [*_shown(spec, workspace), *((prefix, prefix, False) for prefix in facts.prefixes)]
+def _secrets(spec: SandboxSpec, facts: HostFacts) -> list[Operation]:
+    """What lies below a folder of the Python environment. Elsewhere a layer hides it, or the start
+    is refused."""
     return [
-        Mask(target)
-        for target in dict.fromkeys(
-            _inside(path, source, shown_at)
-            for path in _hidden(spec, facts)
-            for source, shown_at, _ in shown
-            if is_within(path, source)
-        )
+        Mask(path)
+        for path in dict.fromkeys(_hidden(spec, facts))
+        if any(is_within(path, prefix) for prefix in facts.prefixes)
     ]
 
 
@@ -340,6 +368,13 @@ def _check_holes(spec: SandboxSpec, facts: HostFacts, workspace: str) -> None:
                 )
         if writable:
             _check_writable_hole(facts, source)
+            if below := _hidden_below(spec, facts, source):
+                raise MountError(
+                    f"{source} cannot be writable inside",
+                    cause=f"it holds {source}/{below[0]}, which is hidden, and what hides a file "
+                    "goes when the file is replaced",
+                    remedy="use mode 'ro' or 'overlay', or another folder",
+                )
 
 
 def _check_writable_hole(facts: HostFacts, source: str) -> None:
