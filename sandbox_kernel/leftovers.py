@@ -45,11 +45,15 @@ class Leftovers:
         self._fd = fd
 
     def record(self, path: str) -> None:
-        """Called as soon as ``path`` is there; one that is not there needs no removing."""
+        """Called as soon as ``path`` is there; one that is not there needs no removing.
+
+        A launcher that has died removes nothing, and stops no kernel.
+        """
         found = FileId.of(path)
         if found is not None:
             line = json.dumps([found.path, found.device, found.inode, found.changed_ns])
-            os.write(self._fd, line.encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._fd, line.encode() + b"\n")
 
 
 def parse(raw: bytes) -> list[FileId]:
