@@ -25,7 +25,7 @@ from sandbox_kernel.launch import (
 from sandbox_kernel.spec import GIB, SandboxSpec
 
 SPEC: dict[str, Any] = {
-    "argv": ["python", "-m", "sandbox_kernel.launch", "-f", "{connection_file}"],
+    "argv": ["python", "-m", "sandbox_kernel.launch", "-f", "{connection_file}", "--name", "x"],
     "display_name": "Sandboxed Python",
     "language": "python",
     "env": {"SET_BY_KERNELSPEC": "1"},
@@ -142,10 +142,35 @@ def test_a_config_that_cannot_be(config: dict[str, Any], message: str, kernels: 
     assert caught.value.message.startswith(message)
 
 
-def test_a_config_that_is_null() -> None:
-    kernelspec = KernelSpec(metadata={"kernel_provisioner": {"config": None}})
-    with pytest.raises((SpecError, TypeError)):
+@pytest.mark.parametrize("config", [None, [], "memory", 5])
+def test_a_config_that_is_no_table(config: object, kernels: Kernels) -> None:
+    stanza = {"provisioner_name": PROVISIONER, "config": config}
+    kernelspec = KernelSpec(metadata={"kernel_provisioner": stanza})
+    with pytest.raises(SpecError) as caught:
         spec_of(kernelspec)
+    assert caught.value.message == (
+        f"kernel_provisioner.config = {config!r} is not possible: allowed is a table"
+    )
+
+
+@pytest.mark.parametrize("place", [{"confg": {"memory": "2G"}}, {"memory": "2G"}, {"caps": None}])
+def test_caps_in_another_place_are_not_lost(
+    place: dict[str, Any], kernels: Kernels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels.add("boxed", metadata={"kernel_provisioner": {"provisioner_name": PROVISIONER} | place})
+    assert main(["-f", "/nonexistent", "--name", "boxed"]) == 1
+    ((key, value),) = place.items()
+    assert capsys.readouterr().err == (
+        f"sandbox-kernel: kernel_provisioner.{key} = {value!r} is not possible: allowed is a table "
+        "with the keys provisioner_name, config\n"
+    )
+
+
+@pytest.mark.parametrize("stanza", ["sandbox-provisioner", [PROVISIONER], 5])
+def test_a_provisioner_that_is_no_table(stanza: object) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_of(KernelSpec(metadata={"kernel_provisioner": stanza}))
+    assert caught.value.message.startswith(f"kernel_provisioner = {stanza!r} is not possible: ")
 
 
 # -- the connection file -----------------------------------------------------------------------
@@ -222,9 +247,74 @@ def test_without_a_kernelspec_nothing_runs(
 
 def test_a_connection_file_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([])
+        main(["--name", "boxed"])
     assert caught.value.code == 2
-    assert "--connection-file" in capsys.readouterr().err
+    assert "required: -f/--connection-file" in capsys.readouterr().err
+
+
+def test_a_kernelspec_must_be_named(
+    kernels: Kernels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No default: its caps would stand in for those of the kernelspec that was meant."""
+    kernels.add("sandboxed-python")
+    with pytest.raises(SystemExit) as caught:
+        main(["-f", str(tmp_path / "absent.json")])
+    assert caught.value.code == 2
+    assert "required: --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--nam=other",
+        "--Name=other",
+        "--kernel",
+        "--matplotlib=inline",
+        "--IPKernelApp",
+        "--IPKernelApp.matplotlib",
+        "--ipkernel.matplotlib=inline",
+        "--memory=2G",
+        "--IPKernelApp=x",
+        "-x",
+        "-IPKernelApp.x=1",
+        "--debug=1",
+        "--debugx",
+        "--debug\n",
+        "extra",
+        "",
+    ],
+)
+def test_an_option_that_is_none_is_refused(
+    argument: str, kernels: Kernels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt ``--name`` would remove every cap."""
+    kernels.add("boxed")
+    path = tmp_path / "kernel.json"
+    path.write_text("{}")
+    for arguments in ([argument], ["--IPKernelApp.matplotlib=inline", argument, "--debug"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["-f", str(path), "--name", "boxed", *arguments])
+        assert caught.value.code == 2
+        assert f"{argument!r} is neither an option nor a trait" in capsys.readouterr().err
+
+
+def test_a_cap_on_the_command_line_is_not_lost(kernels: Kernels, tmp_path: Path) -> None:
+    """ipykernel inside would ignore the provisioner's trait in silence."""
+    kernels.add("boxed")
+    path = tmp_path / "kernel.json"
+    path.write_text("{}")
+    with pytest.raises(SystemExit) as caught:
+        main(["-f", str(path), "--name", "boxed", "--SandboxProvisioner.memory=2G"])
+    assert caught.value.code == 2
+
+
+REST = (
+    "--debug",
+    "--IPKernelApp.matplotlib=inline",
+    "--InteractiveShellApp.exec_lines=['a = 1',\n'b = 2']",
+    "--Application.log_level=10",
+    "--IPKernelApp.InteractiveShell.x=",
+)
 
 
 def test_all_the_rest_is_for_the_kernel(
@@ -247,9 +337,9 @@ def test_all_the_rest_is_for_the_kernel(
     path = tmp_path / "kernel.json"
     path.write_text(json.dumps({"key": "k"}))
     with pytest.raises(Asked):
-        main(["-f", str(path), "--name", "boxed", "--matplotlib=inline", "extra"])
+        main(["-f", str(path), *REST[:2], "--name", "boxed", *REST[2:]])
     (sent,) = asked
-    assert sent.arguments == ("--matplotlib=inline", "extra")
+    assert sent.arguments == REST
     assert sent.connection == {"key": "k"}
     assert sent.cwd == os.getcwd()
     assert sent.environment["SET_BY_KERNELSPEC"] == "1"

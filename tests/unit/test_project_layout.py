@@ -101,7 +101,10 @@ def test_the_kernelspec_leads_to_a_sandbox_by_both_routes() -> None:
     spec = _spec(KERNELSPEC)
     # -P: the working directory is what kernels write to, and a zmq.py in it would run out here
     argv = ["python", "-P", "-m", "sandbox_kernel.launch", "-f", "{connection_file}"]
-    assert spec["argv"] == argv
+    # the caps are read from the kernelspec of that name, which is this folder's
+    assert spec["argv"] == [*argv, "--name", KERNELSPEC.name]
+    assert KERNELSPEC.name == "sandboxed-python"
+    assert set(spec["metadata"]["kernel_provisioner"]) == {"provisioner_name", "config"}
     assert spec["metadata"]["kernel_provisioner"]["provisioner_name"] == "sandbox-provisioner"
     assert spec["display_name"] == "Sandboxed Python"
     assert spec["language"] == "python"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from signal import NSIG
 from typing import Any, Final
 
 import pytest
@@ -14,6 +15,7 @@ from sandbox_kernel.engine import messages
 from sandbox_kernel.errors import KernelStartError, MountError, ProtocolError, SpecError
 from sandbox_kernel.protocol import (
     VERSION,
+    Accepted,
     Exited,
     Failed,
     FromClient,
@@ -62,6 +64,7 @@ def test_a_request_with_as_little_as_can_be() -> None:
 @pytest.mark.parametrize(
     "message",
     [
+        Accepted(10),
         STARTED,
         Started(1, 2, {}),
         Notice("a line"),
@@ -88,7 +91,7 @@ def test_a_failure_keeps_its_type_and_its_words(error: MountError) -> None:
     assert back.error.message == error.message
 
 
-@pytest.mark.parametrize("message", [Signal(2), Signal(64), Kill()])
+@pytest.mark.parametrize("message", [Signal(1), Signal(2), Signal(64), Kill()])
 def test_what_a_client_says(message: FromClient) -> None:
     assert parse_from_client(wire(message.to_message())) == message
 
@@ -98,9 +101,10 @@ def test_start_says_its_version() -> None:
 
 
 def test_the_types_are_all_different() -> None:
-    said = [REQUEST, STARTED, Failed(MountError("x")), Notice(""), Exited(0, ""), Signal(1), Kill()]
+    said = [REQUEST, Accepted(1), STARTED, Failed(MountError("x")), Notice(""), Exited(0, "")]
+    said += [Signal(1), Kill()]
     types = [m.to_message()["type"] for m in [*said, Start()]]
-    assert len(set(types)) == len(types) == 8
+    assert len(set(types)) == len(types) == 9
 
 
 # -- no secret in a log ------------------------------------------------------------------------
@@ -145,6 +149,9 @@ def test_a_request_with_a_key_missing_is_refused(key: str) -> None:
 MALFORMED_FROM_SUPERVISOR: Final[list[dict[str, Any]]] = [
     {},
     {"type": None},
+    {"type": "accepted"},
+    {"type": "accepted", "supervisor_pid": "many"},
+    {"type": "accepted", "supervisor_pid": None},
     {"type": "started"},
     {"type": "failed"},
     {"type": "failed", "error": {"type": "SpecError"}},
@@ -191,7 +198,7 @@ def test_a_supervisor_says_nothing_that_is_a_clients(kind: str) -> None:
         parse_from_supervisor({"type": kind})
 
 
-@pytest.mark.parametrize("kind", ["launch", "start", "started", "exited", "Kill", ""])
+@pytest.mark.parametrize("kind", ["launch", "start", "accepted", "started", "exited", "Kill", ""])
 def test_a_client_says_nothing_that_is_a_supervisors(kind: str) -> None:
     with pytest.raises(ProtocolError, match=f"the client said {kind!r}, which is not in the"):
         parse_from_client({"type": kind})
@@ -206,12 +213,34 @@ def test_a_client_says_nothing_that_is_a_supervisors(kind: str) -> None:
         {"type": "signal", "number": "INT"},
         {"type": "signal", "number": []},
         {"type": "signal", "number": float("nan")},
+        # what int() would take and kill(2) would not, or would take for another
+        {"type": "signal", "number": 0},
+        {"type": "signal", "number": -1},
+        {"type": "signal", "number": -9},
+        {"type": "signal", "number": NSIG},
+        {"type": "signal", "number": 2**31},
+        {"type": "signal", "number": 2**200},
+        {"type": "signal", "number": "9"},
+        {"type": "signal", "number": 9.0},
+        {"type": "signal", "number": True},
     ],
     ids=repr,
 )
 def test_what_a_client_does_not_say(message: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         parse_from_client(message)
+
+
+def test_every_signal_is_one() -> None:
+    for number in range(1, NSIG):
+        assert parse_from_client(Signal(number).to_message()) == Signal(number)
+
+
+@pytest.mark.parametrize("number", [0, -9, NSIG, 9.5, False])
+def test_what_is_no_signal_is_said(number: object) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        parse_from_client({"type": "signal", "number": number})
+    assert caught.value.message == f"{number!r} is no signal number"
 
 
 def test_a_signal_without_end() -> None:
@@ -229,13 +258,14 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
+KINDS = ["accepted", "started", "notice", "exited", "signal", "kill", "x"]
 FIELDS = st.dictionaries(
     st.sampled_from([*STARTED.to_message(), "text", "reason", "returncode", "number"]), VALUES
 )
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=300)
-@given(fields=FIELDS, kind=st.sampled_from(["started", "notice", "exited", "signal", "kill", "x"]))
+@given(fields=FIELDS, kind=st.sampled_from(KINDS))
 def test_fields_are_a_message_or_a_protocol_error(fields: dict[str, Any], kind: str) -> None:
     for parse in (parse_from_supervisor, parse_from_client):
         try:
@@ -243,3 +273,4 @@ def test_fields_are_a_message_or_a_protocol_error(fields: dict[str, Any], kind: 
         except ProtocolError:
             continue
         assert message.to_message()["type"] == kind
+        assert not isinstance(message, Signal) or 0 < message.number < NSIG

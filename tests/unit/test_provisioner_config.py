@@ -8,12 +8,13 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
-from traitlets.config import Config
+from traitlets.config import Application, Config
+from traitlets.config.loader import DeferredConfigString
 
 from sandbox_kernel import client
 from sandbox_kernel.errors import SpecError
 from sandbox_kernel.provisioner import SandboxProvisioner
-from sandbox_kernel.spec import KEYS, MIB, Mount, SandboxSpec, parse_spec
+from sandbox_kernel.spec import KEYS, MIB, Mount, SandboxSpec, kernelspec_config, parse_spec
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +25,13 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.subprocess, "Popen", refuse)
 
 
-def make(config: dict[str, Any] | None = None, **kernelspec: Any) -> SandboxProvisioner:
+def make(config: dict[str, Any] | None = None, **own: Any) -> SandboxProvisioner:
     """As jupyter_client makes one: the kernelspec's config as arguments, the server's as config."""
     return SandboxProvisioner(
         kernel_id="k1",
         kernel_spec=KernelSpec(),
         config=Config({"SandboxProvisioner": config or {}}),
-        **kernelspec,
+        **own,
     )
 
 
@@ -82,21 +83,120 @@ def test_two_provisioners_share_nothing() -> None:
 
 def test_as_the_factory_makes_it() -> None:
     manager = KernelManager(config=Config({"SandboxProvisioner": {"pids": 64}}))
-    kernelspec = KernelSpec(
-        metadata={
-            "kernel_provisioner": {
-                "provisioner_name": "sandbox-provisioner",
-                "config": {"memory": "512M"},
-            }
-        }
-    )
     factory = KernelProvisionerFactory(parent=manager)
-    made = factory.create_provisioner_instance("k1", kernelspec, parent=manager)
+    spec = kernelspec(config={"memory": "512M"})
+    made = factory.create_provisioner_instance("k1", spec, parent=manager)
     assert isinstance(made, SandboxProvisioner)
     assert made.spec.caps.asked() == {"memory": 512 * MIB, "pids": 64}
 
 
+def kernelspec(**stanza: Any) -> KernelSpec:
+    made = {"provisioner_name": "sandbox-provisioner"} | stanza
+    return KernelSpec(metadata={"kernel_provisioner": made})
+
+
+#: What a command line says → the value.
+TEXTS: dict[str, tuple[str, Any]] = {
+    "memory": ("512M", "512M"),
+    "cpus": ("1.5", 1.5),
+    "pids": ("64", 64),
+    "workspace": ("ro", "ro"),
+    "workspace_path": ("/srv/a b", "/srv/a b"),
+    "hide": ('["/srv/a", "/srv/b"]', ["/srv/a", "/srv/b"]),
+    "mounts": ('[{"source": "/srv", "mode": "rw"}]', [{"source": "/srv", "mode": "rw"}]),
+    "env_pass": ("[]", []),
+}
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_a_value_of_a_command_line_is_json_or_text(key: str) -> None:
+    """jupyter's applications do not know this class: they leave the text for it to read."""
+    text, value = TEXTS[key]
+    assert make({key: DeferredConfigString(text)}).spec == make({key: value}).spec
+    assert getattr(make({key: DeferredConfigString(text)}), key) == value
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_command_line_from_end_to_end(known: bool) -> None:
+    class App(Application):
+        classes = [SandboxProvisioner] if known else []
+
+    app = App()
+    app.parse_command_line(
+        [f"--SandboxProvisioner.{key}={TEXTS[key][0]}" for key in ("memory", "pids", "hide")]
+    )
+    made = SandboxProvisioner(kernel_id="k1", kernel_spec=KernelSpec(), config=app.config)
+    assert made.spec == parse_spec({key: TEXTS[key][1] for key in ("memory", "pids", "hide")})
+
+
 # -- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["memory", "cpus", "pids", "hide", "mounts", "workspace"])
+@pytest.mark.parametrize("text", ["null", "None", "", " null ", "NaN", "true", "{}", "Infinity"])
+def test_a_text_of_a_command_line_that_means_nothing_removes_no_cap(key: str, text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make({key: DeferredConfigString(text)})
+    assert caught.value.message.startswith(f"{key} = ")
+
+
+@pytest.mark.parametrize("key", ["memory", "pids", "hide"])
+def test_none_in_the_servers_config_is_no_value(key: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make({key: None})
+    assert (
+        caught.value.message == f"{key} = None is not possible: allowed is a value, or no such key"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stanza", "key"),
+    [
+        ({"confg": {"memory": "2G"}}, "kernel_provisioner.confg"),
+        ({"config": {}, "Config": {}}, "kernel_provisioner.Config"),
+        ({"memory": "2G"}, "kernel_provisioner.memory"),
+        ({"config": {"memory": "2G"}, "pids": 64}, "kernel_provisioner.pids"),
+        ({"name": None}, "kernel_provisioner.name"),
+    ],
+)
+def test_caps_in_another_place_of_the_kernelspec_are_not_lost(
+    stanza: dict[str, Any], key: str
+) -> None:
+    allowed = " is not possible: allowed is a table with the keys provisioner_name, config"
+    with pytest.raises(SpecError) as caught:
+        SandboxProvisioner(kernel_id="k1", kernel_spec=kernelspec(**stanza))
+    assert caught.value.message.startswith(f"{key} = ") and caught.value.message.endswith(allowed)
+    manager = KernelManager()
+    factory = KernelProvisionerFactory(parent=manager)
+    with pytest.raises(SpecError):
+        factory.create_provisioner_instance("k1", kernelspec(**stanza), parent=manager)
+
+
+@pytest.mark.parametrize("stanza", [None, "sandbox-provisioner", ["config"], 5])
+def test_a_stanza_that_is_no_table(stanza: object) -> None:
+    with pytest.raises(SpecError) as caught:
+        kernelspec_config({"kernel_provisioner": stanza})
+    assert caught.value.message == (
+        f"kernel_provisioner = {stanza!r} is not possible: allowed is a table with the keys "
+        "provisioner_name, config"
+    )
+
+
+@pytest.mark.parametrize("config", [None, "memory", ["memory"], 5])
+def test_a_config_that_is_no_table(config: object) -> None:
+    with pytest.raises(SpecError) as caught:
+        kernelspec_config({"kernel_provisioner": {"config": config}})
+    assert caught.value.message == (
+        f"kernel_provisioner.config = {config!r} is not possible: allowed is a table"
+    )
+
+
+def test_the_config_of_a_kernelspec() -> None:
+    config = {"memory": "2G"}
+    metadata = {"debugger": True, "kernel_provisioner": {"config": config}}
+    found = kernelspec_config(metadata)
+    assert found == config and found is not config
+    assert kernelspec_config({}) == kernelspec_config({"kernel_provisioner": {}}) == {}
 
 
 @pytest.mark.parametrize("key", ["memroy", "Memory", "caps", "ip", "pid", "ports_cached", "cwd"])
@@ -131,17 +231,11 @@ def test_a_value_that_cannot_be(key: str, value: object) -> None:
 
 def test_the_factory_hands_the_error_on() -> None:
     manager = KernelManager()
-    kernelspec = KernelSpec(
-        metadata={
-            "kernel_provisioner": {
-                "provisioner_name": "sandbox-provisioner",
-                "config": {"memroy": "512M"},
-            }
-        }
-    )
     factory = KernelProvisionerFactory(parent=manager)
     with pytest.raises(SpecError, match=r"^memroy = '512M' is not possible"):
-        factory.create_provisioner_instance("k1", kernelspec, parent=manager)
+        factory.create_provisioner_instance(
+            "k1", kernelspec(config={"memroy": "512M"}), parent=manager
+        )
 
 
 def test_a_value_from_the_command_line_is_text_and_is_held_against_the_key() -> None:

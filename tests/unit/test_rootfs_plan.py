@@ -35,6 +35,7 @@ from sandbox_kernel.engine.rootfs.operations import (
     Overlay,
     Proc,
     ReadOnly,
+    Seal,
     Symlink,
     Sysfs,
     Tmpfs,
@@ -51,8 +52,8 @@ from sandbox_kernel.engine.rootfs.plan import (
     is_within,
 )
 from sandbox_kernel.errors import MountError, SpecError, describe_errno
+from sandbox_kernel.hostpaths import resolve, with_links
 from sandbox_kernel.spec import MIB, SHARED_TARGETS, SYSTEM_TARGETS, parse_spec
-from sandbox_kernel.supervisor import _resolved, _with_links
 
 #: The module: the package has a function of the same name.
 build_module: Final = importlib.import_module("sandbox_kernel.engine.rootfs.build")
@@ -68,7 +69,7 @@ FACTS: Final = HostFacts(
 )
 #: Writable in every sandbox, and each a file system in memory or a device.
 ALWAYS: Final = {
-    "/proc", "/dev", "/dev/pts", "/dev/shm", "/tmp", "/run", "/var/tmp",
+    "/proc", "/dev/pts", "/dev/shm", "/tmp", "/run", "/var/tmp",
     *(f"/dev/{n}" for n, _, _ in DEVICES),
 }  # fmt: skip
 CACHE_TARGETS: Final = {f"{HOME}/{name}" for name in CACHES}
@@ -77,10 +78,9 @@ GIT: Final = (
     "hooks/pre-commit", "config", "commondir", "index", "info/attributes", "modules/a/config",
     "new",
 )  # fmt: skip
-#: The parts of a home that may be writable inside and that hold a secret all the same.
-WRITABLE_WITH_SECRET: Final = {HOME + "/.cache": ".cache/huggingface/token"}
-#: The parts that may be read and that hold one.
-READABLE_WITH_SECRET: Final = {
+#: The parts of a home that may be shown and that hold a secret all the same.
+WITH_SECRET: Final = {
+    HOME + "/.cache": ".cache/huggingface/token",
     HOME + "/.cargo": ".cargo/credentials.toml",
     HOME + "/.config": ".config/gh",
     HOME + "/.local": ".local/share/jupyter",
@@ -115,10 +115,27 @@ def seen(plan: Plan, path: str) -> Operation | None:
     covering = [
         operation
         for operation in plan
-        if not isinstance(operation, (Directory, Symlink, File))
+        if not isinstance(operation, (Directory, Symlink, File, Seal))
         and is_within(path, operation.target)
     ]
     return covering[-1] if covering else None
+
+
+def is_hidden(plan: Plan, path: str) -> bool:
+    """Is nothing of the host's at ``path``, and can nothing that is made there outside appear?"""
+    operation = seen(plan, path)
+    if isinstance(operation, Overlay):
+        names = [f"{operation.target.rstrip('/')}/{name}" for name in operation.hidden]
+        return any(is_within(path, name) for name in names)
+    return isinstance(operation, Mask)
+
+
+def shown_file(plan: Plan, path: str) -> str | None:
+    """The host's file that is at ``path``, if it is one of the host's."""
+    operation = seen(plan, path)
+    if not isinstance(operation, (Bind, Overlay)) or is_hidden(plan, path):
+        return None
+    return os.path.normpath(f"{operation.source}/{path[len(operation.target) :]}")
 
 
 def can_write(plan: Plan, path: str) -> bool:
@@ -144,6 +161,13 @@ def assert_hidden(error: MountError, source: str, hidden: str) -> None:
     assert error.message == (
         f"{source} cannot be shown inside: it lies in {hidden}, which is hidden: it holds secrets "
         "or configuration; remedy: use another folder"
+    )
+
+
+def assert_holds_hidden(error: MountError, source: str, hidden: str) -> None:
+    assert error.message == (
+        f"{source} cannot be writable inside: it holds {hidden}, which is hidden, and what hides a "
+        "file goes when the file is replaced; remedy: use mode 'ro' or 'overlay', or another folder"
     )
 
 
@@ -351,8 +375,8 @@ def test_a_mount_below_another_is_not_covered_by_it() -> None:
 @pytest.mark.parametrize("name", SECRETS)
 def test_secrets_are_hidden_where_the_workspace_is_the_home(name: str, mode: str) -> None:
     plan = make({"workspace": mode}, cwd=HOME)
-    assert seen(plan, f"{HOME}/{name}") == Mask(f"{HOME}/{name}")
-    assert seen(plan, f"{HOME}/{name}/below") == Mask(f"{HOME}/{name}")
+    assert is_hidden(plan, f"{HOME}/{name}") and is_hidden(plan, f"{HOME}/{name}/below")
+    assert shown_file(plan, f"{HOME}/{name}2") == f"{HOME}/{name}2"
 
 
 def test_the_secrets_that_people_have() -> None:
@@ -378,57 +402,100 @@ def test_secrets_are_hidden_wherever_a_mount_shows_them(
     source: str, target: str, path: str, mode: str
 ) -> None:
     plan = make(mount(source, target, mode))
-    assert seen(plan, f"{path}/id_ed25519") == Mask(path)
+    assert is_hidden(plan, path) and is_hidden(plan, f"{path}/id_ed25519")
+    assert shown_file(plan, f"{os.path.dirname(path)}/notes") == f"{HOME}/notes"
 
 
-@pytest.mark.parametrize(("source", "secret"), WRITABLE_WITH_SECRET.items())
-@pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
-def test_secrets_are_hidden_in_a_part_of_the_home_that_may_be_writable(
-    source: str, secret: str, mode: str
-) -> None:
-    plan = make({"workspace": mode}, cwd=source)
-    assert seen(plan, f"{HOME}/{secret}") == Mask(f"{HOME}/{secret}")
-    assert can_write(plan, f"{source}/other") is (mode == "rw")
-    plan = make(mount(source, "/data", mode))
-    inside = "/data" + f"{HOME}/{secret}".removeprefix(source)
-    assert seen(plan, inside) == Mask(inside)
-    assert can_write(plan, "/data/other") is (mode == "rw")
-
-
-@pytest.mark.parametrize(("source", "secret"), READABLE_WITH_SECRET.items())
+@pytest.mark.parametrize(("source", "secret"), WITH_SECRET.items())
 @pytest.mark.parametrize("mode", ["ro", "overlay"])
-def test_secrets_are_hidden_in_a_part_of_the_home_that_may_be_read(
-    source: str, secret: str, mode: str
-) -> None:
+def test_secrets_are_hidden_in_a_part_of_the_home(source: str, secret: str, mode: str) -> None:
     plan = make({"workspace": mode}, cwd=source)
-    assert seen(plan, f"{HOME}/{secret}/x") == Mask(f"{HOME}/{secret}")
-    assert getattr(seen(plan, f"{source}/other"), "source", None) == source
+    assert is_hidden(plan, f"{HOME}/{secret}") and is_hidden(plan, f"{HOME}/{secret}/x")
+    assert shown_file(plan, f"{source}/other") == f"{source}/other"
     plan = make(mount(source, "/data", mode))
     inside = "/data" + f"{HOME}/{secret}".removeprefix(source)
-    assert seen(plan, f"{inside}/x") == Mask(inside)
-    assert getattr(seen(plan, "/data/other"), "source", None) == source
+    assert is_hidden(plan, inside) and is_hidden(plan, f"{inside}/x")
+    assert shown_file(plan, "/data/other") == f"{source}/other"
+    assert not can_write(plan, "/data/other")
 
 
-@pytest.mark.parametrize("config", [{}, {"workspace": "ro"}, {"workspace": "overlay"}])
-def test_the_spec_can_hide_more(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("hidden", [f"{HOME}/.cache/huggingface/token", "/srv/a/keys", "/srv/k"])
+def test_what_holds_something_hidden_is_not_writable(hidden: str) -> None:
+    """A mask goes when the file under it is replaced outside, as an editor does."""
+    hide = {} if hidden.startswith(HOME) else {"hide": [f"{hidden}/below", "/elsewhere", hidden]}
+    above = os.path.dirname(hidden)
+    while above not in (HOME, "/"):
+        for config, cwd in (
+            ({}, above),
+            ({"workspace_path": above}, PROJECT),
+            (mount(above, "/data", "rw"), PROJECT),
+            ({"workspace": "none"} | mount(above, above, "rw"), PROJECT),
+        ):
+            assert_holds_hidden(refused(hide | config, cwd=cwd), above, hidden)
+        for mode in ("ro", "overlay"):
+            assert make(hide | mount(above, "/data", mode))
+        above = os.path.dirname(above)
+    beside = f"{hidden}2"
+    assert can_write(make(hide, cwd=beside), f"{beside}/x")
+
+
+def test_a_layer_hides_the_outermost_names_only_and_relative_to_itself() -> None:
+    """One whiteout above another could not be made, and an absolute name would hide nothing."""
+    hide = {"hide": ["/srv/a/b/c", "/srv/a/b", "/srv/z", "/srv/a/b2", "/srvx", "/srv/a/b"]}
+    plan = make(hide | mount("/srv", "/data", "overlay") | {"overlay_size": "2M"})
+    (layer,) = [op for op in of(plan, Overlay) if op.target == "/data"]
+    assert layer.hidden == ("a/b", "a/b2", "z")
+    assert not layer.readonly and layer.size == 2 * MIB
+    plan = make(hide | mount("/srv", "/data"))
+    (layer,) = [op for op in of(plan, Overlay) if op.target == "/data"]
+    assert layer.hidden == ("a/b", "a/b2", "z")
+    assert layer.readonly and layer.size == MIB and layer.inodes >= 3 * len(layer.hidden)
+    plan = make({"hide": ["/srv/z"]} | mount("/", "/host"))
+    (layer,) = [op for op in of(plan, Overlay) if op.target == "/host"]
+    assert {"srv/z", "home/alice/.ssh"} <= set(layer.hidden)
+    assert not [name for name in layer.hidden if name != name.strip("/") or not name]
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+def test_no_layer_where_nothing_is_hidden(mode: str) -> None:
+    plan = make(mount("/srv", "/data", mode) | {"workspace": mode, "hide": ["/srv2"]})
+    for path in ("/data/x", f"{PROJECT}/x"):
+        operation = seen(plan, path)
+        assert isinstance(operation, Bind if mode == "ro" else Overlay)
+        assert getattr(operation, "hidden", ()) == ()
+
+
+def test_nothing_outside_the_python_environment_is_hidden_by_a_mask() -> None:
+    plan = make({"workspace": "ro", "hide": ["/srv/k"]} | mount("/srv", "/data"), cwd=HOME)
+    assert {op.target for op in of(plan, Mask)} == set(MASKED)
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+@pytest.mark.parametrize("copy", ["ro", "overlay"])
+def test_the_spec_can_hide_more(mode: str, copy: str) -> None:
     hide = {"hide": [f"{PROJECT}/keys", "/srv/elsewhere"]}
-    plan = make(config | hide | mount(PROJECT, "/copy"))
-    assert seen(plan, f"{PROJECT}/keys/a") == Mask(f"{PROJECT}/keys")
-    assert seen(plan, "/copy/keys/a") == Mask("/copy/keys")
-    assert not [op for op in of(plan, Mask) if "elsewhere" in op.target]
+    plan = make({"workspace": mode} | hide | mount(PROJECT, "/copy", copy))
+    for top in (PROJECT, "/copy"):
+        assert is_hidden(plan, f"{top}/keys") and is_hidden(plan, f"{top}/keys/a")
+        assert shown_file(plan, f"{top}/other") == f"{PROJECT}/other"
+    assert not [op for op in of(plan, Overlay) if "elsewhere" in str(op.hidden)]
 
 
-def test_a_name_that_only_begins_like_a_hidden_one_is_shown() -> None:
-    plan = make({"hide": [f"{PROJECT}/key"]})
-    assert isinstance(seen(plan, f"{PROJECT}/keyboard"), Bind)
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+def test_a_name_that_only_begins_like_a_hidden_one_is_shown(mode: str) -> None:
+    plan = make({"workspace": mode, "hide": [f"{PROJECT}/key"]})
+    assert shown_file(plan, f"{PROJECT}/keyboard") == f"{PROJECT}/keyboard"
+    assert is_hidden(plan, f"{PROJECT}/key")
 
 
 @pytest.mark.parametrize("home", ["ro", "overlay"])
 @pytest.mark.parametrize("mode", ["rw", "ro", "overlay"])
-def test_masks_come_after_everything_that_could_cover_them(home: str, mode: str) -> None:
+def test_a_mount_below_what_is_hidden_shows_nothing_but_itself(home: str, mode: str) -> None:
     below = mount("/srv/x", f"{HOME}/.ssh/deep/below", mode)
     plan = make({"workspace": home} | below, cwd=HOME)
-    assert seen(plan, f"{HOME}/.ssh/deep/below/file") == Mask(f"{HOME}/.ssh")
+    assert shown_file(plan, f"{HOME}/.ssh/deep/below/file") == "/srv/x/file"
+    for name in ("", "/id", "/deep", "/deep/x", "/deep/below2"):
+        assert is_hidden(plan, f"{HOME}/.ssh{name}")
 
 
 @pytest.mark.parametrize("name", [".ssh", ".ssh/deep", ".config/gcloud", ".aws"])
@@ -472,8 +539,8 @@ def test_what_lies_in_a_hidden_folder_is_no_workspace_and_no_mount(
 def test_a_hidden_folder_is_hidden_where_what_holds_it_is_shown(mode: str) -> None:
     hide = {"hide": ["/srv/keys"]}
     plan = make(hide | mount("/srv", "/data", mode))
-    assert seen(plan, "/data/keys/a") == Mask("/data/keys")
-    assert not isinstance(seen(plan, "/data/other"), Mask)
+    assert is_hidden(plan, "/data/keys") and is_hidden(plan, "/data/keys/a")
+    assert shown_file(plan, "/data/other") == "/srv/other"
 
 
 @pytest.mark.parametrize("mode", ["rw", "ro", "overlay", "none"])
@@ -488,13 +555,19 @@ def test_secrets_are_hidden_where_the_python_environment_holds_them(secret: str,
     assert not [op for op in of(plan, Mask) if is_within(op.target, f"{HOME}/.ssh")]
 
 
-@pytest.mark.parametrize("mode", ["rw", "ro", "overlay", "none"])
-def test_what_the_spec_hides_is_hidden_in_the_python_environment_too(mode: str) -> None:
+@pytest.mark.parametrize("mode", ["ro", "overlay", "none"])
+@pytest.mark.parametrize("copy", ["ro", "overlay"])
+def test_what_the_spec_hides_is_hidden_in_the_python_environment_too(copy: str, mode: str) -> None:
     keys = f"{PROJECT}/.venv/keys"
     more = {"workspace": mode, "hide": [keys, f"{VENV}/keys"]}
-    plan = make(more | mount(PROJECT, "/copy", "rw"), prefixes=(VENV, f"{PROJECT}/.venv"))
-    for path in (keys, f"{VENV}/keys", "/copy/.venv/keys"):
+    plan = make(more | mount(PROJECT, "/copy", copy), prefixes=(VENV, f"{PROJECT}/.venv"))
+    for path in (keys, f"{VENV}/keys"):
         assert seen(plan, f"{path}/a") == Mask(path)
+    assert is_hidden(plan, "/copy/.venv/keys/a")
+    assert shown_file(plan, "/copy/.venv/lib") == f"{PROJECT}/.venv/lib"
+    for attempt in (more | {"workspace": "rw"}, more | mount(PROJECT, "/copy", "rw")):
+        error = refused(attempt, prefixes=(VENV, f"{PROJECT}/.venv"))
+        assert_holds_hidden(error, PROJECT, keys)
     assert seen(plan, f"{VENV}/keyboard") == Bind(VENV, VENV)
 
 
@@ -691,17 +764,7 @@ def test_what_is_protected_cannot_be_moved_away(protected: str) -> None:
             ("/opt/a/venv",),
             {"/opt/a": "/opt/a"},
         ),
-        # what is hidden, and what is shown otherwise, could be moved out of its place as well
-        (
-            {"hide": [f"{PROJECT}/a/keys", f"{PROJECT}/b", "/srv/c/d"]},
-            (),
-            {f"{PROJECT}/a": f"{PROJECT}/a"},
-        ),
-        (
-            {"workspace": "none", "hide": ["/opt/a/b/keys"]} | mount("/opt", "/data/x", "rw"),
-            (),
-            {"/opt/a": "/data/x/a", "/opt/a/b": "/data/x/a/b"},
-        ),
+        # what is shown otherwise could be moved out of its place as well
         (
             mount(f"{PROJECT}/a/b/in", f"{PROJECT}/a/b/in"),
             (),
@@ -716,8 +779,8 @@ def test_what_is_protected_cannot_be_moved_away(protected: str) -> None:
         (mount("/srv/mid", f"{PROJECT}/.git"), (), {}),
         # and so does what else the plan puts there
         (
-            {"hide": [f"{PROJECT}/a/b/keys", f"{PROJECT}/c/d"]},
-            (f"{PROJECT}/a",),
+            mount(f"{PROJECT}/c/d", f"{PROJECT}/c/d"),
+            (f"{PROJECT}/a", f"{PROJECT}/a/b/venv"),
             {f"{PROJECT}/c": f"{PROJECT}/c"},
         ),
         ({"workspace": "ro"}, (f"{PROJECT}/a/venv",), {}),
@@ -739,6 +802,32 @@ def test_the_folders_above_what_is_protected_are_mounted_onto_themselves(
         assert can_write(plan, f"{folder}/x")
     for prefix in prefixes:
         assert seen(plan, f"{prefix}/x") == Bind(prefix, prefix)
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+@pytest.mark.parametrize("below", ["", "/hooks", "/modules/a/hooks"])
+def test_git_that_is_shown_elsewhere_as_well_stays_read_only(below: str, mode: str) -> None:
+    """What lies above it must not be renamed; what is protected is no folder to write to."""
+    plan = make(mount(f"{PROJECT}/.git{below}", "/git", mode))
+    for name in GIT:
+        assert not can_write(plan, f"{PROJECT}/.git/{name}")
+    assert not can_write(plan, f"{PROJECT}/.git{below}")
+    assert can_write(plan, f"{PROJECT}/x")
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+@pytest.mark.parametrize("below", ["", "/lib", "/lib/python3.11/site-packages"])
+def test_an_environment_that_is_shown_twice_stays_read_only(below: str, mode: str) -> None:
+    venv = f"{PROJECT}/.venv"
+    table = [
+        {"source": PROJECT, "target": "/copy", "mode": "rw"},
+        {"source": f"{venv}{below}", "target": "/lib-of-it", "mode": mode},
+    ]
+    plan = make({"mounts": table}, prefixes=(venv,))
+    for top in (venv, "/copy/.venv"):
+        for name in ("bin/python", "lib/x.py", "lib/python3.11/site-packages/x.pth"):
+            assert not can_write(plan, f"{top}/{name}")
+    assert can_write(plan, "/copy/x")
 
 
 def test_each_folder_above_several_protected_ones_is_mounted_once() -> None:
@@ -771,9 +860,11 @@ def test_nothing_of_the_workspace_shows_through_a_mount_of_the_spec() -> None:
 def test_the_workspace_is_never_covered_by_a_writable_folder(below: str, mode: str) -> None:
     """It lies in a folder that a mount shows writable at its own place."""
     cwd = f"/srv/a{below}"
-    table = mount("/srv", "/srv", "rw") | {"hide": [f"{cwd}/c/keys"]}
-    assert not can_write(make(table | {"workspace": mode}, cwd=cwd), f"{cwd}/x")
-    assert not can_write(make(table | {"workspace": mode}, cwd=cwd), f"{cwd}/c/x")
+    table = mount("/srv", "/srv", "rw")
+    plan = make(table | {"workspace": mode}, cwd=cwd, prefixes=(f"{cwd}/c/venv",))
+    assert not can_write(plan, f"{cwd}/x")
+    assert not can_write(plan, f"{cwd}/c/x")
+    assert can_write(plan, "/srv/x")
 
 
 @pytest.mark.parametrize(
@@ -1113,12 +1204,19 @@ def test_a_target_named_through_a_link_is_where_the_link_leads(
         assert not [op for op in plan if op.target == named and not isinstance(op, Symlink)]
 
 
-def test_what_is_named_through_a_link_is_protected_and_hidden_where_it_is() -> None:
-    plan = make(mount("/srv/in", "/h/a/data", "rw") | {"hide": ["/srv/in/k"]}, aliases=ALIASES)
+def test_what_is_named_through_a_link_is_protected_where_it_is() -> None:
+    plan = make(mount("/srv/in", "/h/a/data", "rw"), aliases=ALIASES)
     git = Bind("/srv/in/.git", f"{HOME}/data/.git", absent=Absent.SKIP)
     for name in GIT:
         assert seen(plan, f"{HOME}/data/.git/{name}") == git
-    assert seen(plan, f"{HOME}/data/k/x") == Mask(f"{HOME}/data/k")
+    assert [op.target for op in plan if is_within(op.target, "/h")] == ["/h/a"]
+
+
+@pytest.mark.parametrize("mode", ["ro", "overlay"])
+def test_what_is_named_through_a_link_is_hidden_where_it_is(mode: str) -> None:
+    plan = make(mount("/srv/in", "/h/a/data", mode) | {"hide": ["/srv/in/k"]}, aliases=ALIASES)
+    assert is_hidden(plan, f"{HOME}/data/k/x")
+    assert shown_file(plan, f"{HOME}/data/k2") == "/srv/in/k2"
     assert [op.target for op in plan if is_within(op.target, "/h")] == ["/h/a"]
 
 
@@ -1322,7 +1420,8 @@ def test_a_home_behind_a_symlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert facts.aliases[-1] == (link, real)
     for mode in ("ro", "overlay"):
         plan = plan_rootfs(parse_spec({"workspace": mode}), facts, uid=1, gid=1, cwd=real)
-        assert seen(plan, f"{real}/.ssh/id") == Mask(f"{real}/.ssh")
+        assert is_hidden(plan, f"{real}/.ssh/id")
+        assert shown_file(plan, f"{real}/notes") == f"{real}/notes"
         assert Symlink(link, real) in plan
     with pytest.raises(MountError) as caught:
         plan_rootfs(parse_spec({}), facts, uid=1, gid=1, cwd=real)
@@ -1376,7 +1475,7 @@ def test_a_secret_behind_a_link_is_hidden_where_it_lies(linked_home: Path) -> No
     home, keys = str(linked_home), str(linked_home.parent / "keys")
     config = {f"{home}/{name}" for name in SECRETS if name.startswith(".config/")}
     facts = dataclasses.replace(FACTS, home=home)
-    spec = _resolved(parse_spec({"hide": [f"{home}/.aws/a", "/srv/b"]}), f"{home}/work", facts)
+    spec = resolve(parse_spec({"hide": [f"{home}/.aws/a", "/srv/b"]}), f"{home}/work", facts)
     assert set(spec.hide) == {
         f"{home}/.aws/a", f"{keys}/a", "/srv/b", f"{home}/.aws", keys, *config,
         *(path.replace("/.config/", "/dotfiles/config/") for path in config),
@@ -1386,8 +1485,8 @@ def test_a_secret_behind_a_link_is_hidden_where_it_lies(linked_home: Path) -> No
 
 def planned(home: Path, config: dict[str, Any], cwd: Path) -> Plan:
     """As the supervisor makes it."""
-    facts = _with_links(collect_facts())
-    spec = _resolved(parse_spec(config), str(cwd), facts)
+    facts = with_links(collect_facts())
+    spec = resolve(parse_spec(config), str(cwd), facts)
     assert facts.home == str(home)
     return plan_rootfs(spec, facts, uid=1, gid=1, cwd=str(cwd))
 
@@ -1414,22 +1513,24 @@ def test_a_secret_behind_a_link_is_hidden_where_what_holds_it_is_shown(
     plan = planned(linked_home, mount(str(linked_home.parent), "/data", mode), linked_home / "work")
     for name in (".ssh", ".aws", "dotfiles/config/gh", "../keys"):
         inside = os.path.normpath(f"/data/home/{name}")
-        assert seen(plan, f"{inside}/x") == Mask(inside)
-    assert not isinstance(seen(plan, "/data/home/dotfiles/config/nvim"), Mask)
+        assert is_hidden(plan, inside) and is_hidden(plan, f"{inside}/x")
+    shown = shown_file(plan, "/data/home/dotfiles/config/nvim")
+    assert shown == f"{linked_home}/dotfiles/config/nvim"
 
 
 def test_a_secret_behind_a_link_in_another_home_is_hidden(linked_home: Path) -> None:
     home, keys = str(linked_home), str(linked_home.parent / "keys")
     facts = dataclasses.replace(FACTS, home="/srv/none", other_homes=(home,))
-    spec = _resolved(parse_spec({}), "/srv/work", facts)
+    spec = resolve(parse_spec({}), "/srv/work", facts)
     assert {f"{home}/.aws", keys, f"{home}/dotfiles/config/gh"} <= set(spec.hide)
     assert f"{home}/.ssh" not in spec.hide
     plan = plan_rootfs(
-        _resolved(parse_spec(mount(str(linked_home.parent), "/data")), "/srv/work", facts),
+        resolve(parse_spec(mount(str(linked_home.parent), "/data")), "/srv/work", facts),
         facts, uid=1, gid=1, cwd="/srv/work",
     )  # fmt: skip
     for name in ("home/.ssh", "keys", "home/dotfiles/config/gh"):
-        assert seen(plan, f"/data/{name}/x") == Mask(f"/data/{name}")
+        assert is_hidden(plan, f"/data/{name}") and is_hidden(plan, f"/data/{name}/x")
+    assert shown_file(plan, "/data/home/work") == f"{home}/work"
 
 
 def test_where_start_up_files_really_lie(linked_home: Path) -> None:
@@ -1441,7 +1542,7 @@ def test_where_start_up_files_really_lie(linked_home: Path) -> None:
     (other / ".bashrc").write_text("")
     (other / ".ssh").symlink_to("keys")
     (linked_home / ".bash_aliases").symlink_to("work/gone")
-    facts = _with_links(dataclasses.replace(FACTS, home=home, other_homes=(str(other),)))
+    facts = with_links(dataclasses.replace(FACTS, home=home, other_homes=(str(other),)))
     expected = (f"{home}/work/gone", f"{home}/dotfiles/config", str(linked_home.parent / "twice"))
     assert facts.executed == expected
     assert dataclasses.replace(facts, executed=()) == dataclasses.replace(
@@ -1491,11 +1592,14 @@ OTHER: Final = "/srv/homes/alice"
 def test_the_secrets_of_each_home_are_hidden(mode: str, name: str) -> None:
     plan = make(mount("/srv", "/data", mode), cwd=PROJECT, other_homes=(OTHER,))
     inside = f"/data/homes/alice/{name}"
-    assert seen(plan, f"{inside}/x") == Mask(inside)
+    assert is_hidden(plan, inside) and is_hidden(plan, f"{inside}/x")
     plan = make({"workspace": mode}, cwd=OTHER, other_homes=(OTHER,))
-    assert seen(plan, f"{OTHER}/{name}") == Mask(f"{OTHER}/{name}")
+    assert is_hidden(plan, f"{OTHER}/{name}")
     plan = make(mount(HOME, "/data", mode), other_homes=(OTHER,))
-    assert seen(plan, f"/data/{name}") == Mask(f"/data/{name}")
+    assert is_hidden(plan, f"/data/{name}")
+    cache = f"{OTHER}/.cache"
+    error = refused(mount(cache, "/d", "rw"), other_homes=(OTHER,))
+    assert_holds_hidden(error, cache, f"{cache}/huggingface/token")
     for path in (f"{OTHER}/{name}", f"{HOME}/{name}"):
         assert_hidden(refused(mount(path, "/d", mode), other_homes=(OTHER,)), path, path)
 
@@ -1582,7 +1686,8 @@ def assert_bounded(plan: Plan) -> None:
         ({"workspace": "overlay"}, {PROJECT, HOME, *CACHE_TARGETS}),
         ({"workspace": "none"}, {PROJECT, HOME, *CACHE_TARGETS}),
         ({"identity": "isolated"}, {PROJECT, HOME}),
-        ({"workspace": "ro", "workspace_path": HOME}, set()),
+        ({"workspace": "ro", "workspace_path": HOME}, set()),  # a layer, and nobody writes to it
+        ({"workspace": "ro", "hide": [f"{PROJECT}/k"]}, {HOME, *CACHE_TARGETS}),
         ({"workspace": "overlay", "workspace_path": HOME}, {HOME}),
         ({"workspace": "ro"} | mount("/srv", "/data"), {HOME, *CACHE_TARGETS}),
         (
@@ -1603,20 +1708,35 @@ def test_each_kind_of_operation_is_writable_or_not() -> None:
         Bind("/a", "/ro"),
         Bind("/a", "/rw", readonly=False),
         Overlay("/a", "/overlay", 1, 1),
+        Overlay("/a", "/layer", 1, 1, readonly=True),
         Tmpfs("/tmpfs", 1, 1),
+        Tmpfs("/sealed", 1, 1),
+        Tmpfs("/sealed/below", 1, 1),
         Proc(),
         Sysfs(),
         Devpts(),
         Device("/dev/null", 1, 3),
         Mask("/mask"),
         ReadOnly("/readonly"),
+        Seal("/sealed"),
         File("/file", ""),
         Directory("/directory"),
         Symlink("/symlink", "/rw"),
     )
     assert writable_targets(plan) == (
-        "/rw", "/overlay", "/tmpfs", "/proc", "/dev/pts", "/dev/null",
+        "/rw", "/overlay", "/tmpfs", "/sealed/below", "/proc", "/dev/pts", "/dev/null",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro", "overlay", "none"])
+def test_the_devices_are_sealed_when_they_are_complete(mode: str) -> None:
+    """Nothing is made in /dev but by the plan; what is mounted there stays as it is."""
+    plan = make({"workspace": mode} | mount("/srv", "/data", "rw"))
+    assert of(plan, Seal) == [Seal("/dev")] == [plan[-1]]
+    (own,) = [op for op in of(plan, Tmpfs) if op.target == "/dev"]
+    assert plan.index(own) < len(plan) - 1
+    assert {"/dev/shm", "/dev/pts", "/dev/null"} <= set(writable_targets(plan))
+    assert "/dev" not in writable_targets(plan)
 
 
 def test_a_plan_can_be_read() -> None:
@@ -1631,6 +1751,14 @@ def test_a_plan_can_be_read() -> None:
     assert "device   /dev/null (1:3)" in lines
     assert "symlink  /bin -> usr/bin" in lines
     assert "mask     /proc/kcore" in lines
+    assert "seal     /dev" in lines
+
+
+def test_what_a_layer_hides_can_be_read() -> None:
+    config = {"workspace": "overlay", "hide": [f"{PROJECT}/k", f"{PROJECT}/a/b", "/srv/k"]}
+    lines = describe_plan(make(config | mount("/srv", "/data"))).splitlines()
+    assert f"overlay  {PROJECT} (1073741824 bytes) <- {PROJECT} less a/b, k" in lines
+    assert "overlay  /data (ro) <- /srv less k" in lines
 
 
 def test_no_content_of_a_file_is_in_the_description() -> None:
@@ -1679,9 +1807,11 @@ def is_a_hole(source: str, mode: str, prefixes: list[str], hide: list[str]) -> b
     """The rule itself, said once more: what may not be shown, and what not be written."""
     if any(is_within(source, path) for path in (*(f"{HOME}/{n}" for n in SECRETS), *hide)):
         return True
+    hidden = (*(f"{HOME}/{n}" for n in SECRETS), *hide)
     executed = (*(f"{HOME}/{name}" for name in EXECUTED_OUTSIDE), *prefixes, "/usr")
     return mode == "rw" and (
         is_within(HOME, source)
+        or any(is_within(path, source) for path in hidden)
         or any(is_within(source, folder) for folder in executed)
         or ".git" in Path(source).parts
     )
@@ -1703,10 +1833,12 @@ def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list
     plan = make(config, cwd=cwd, prefixes=tuple(prefixes))
     assert_bounded(plan)
     assert followed(plan) == SYSTEM_LINKS
-    # a parent always precedes what is below it; masks come last and cover whatever is there
+    # a parent always precedes what is below it; masks come last and cover whatever is there, and
+    # the seal covers nothing
+    assert of(plan, Seal) == [plan[-1]]
     for index, operation in enumerate(plan):
         for later in plan[index + 1 :]:
-            if not isinstance(later, Mask) and later.target != operation.target:
+            if not isinstance(later, (Mask, Seal)) and later.target != operation.target:
                 assert not is_within(operation.target, later.target), (operation, later)
     # every target is absolute and normal
     for operation in plan:
@@ -1717,12 +1849,14 @@ def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list
     sources, targets = ([m[key] for m in config["mounts"]] for key in ("source", "target"))
     hidden = (*(f"{HOME}/{name}" for name in SECRETS), *config["hide"])
     others = (*targets, cwd, HOME, *prefixes)
+    protected = (*prefixes, *(f"{shown_}/.git" for shown_, _, _ in shown))
     folders = {
         (folder, inside)
         for source, target in named
-        for path in (*prefixes, *hidden, *sources, *(f"{shown_}/.git" for shown_, _, _ in shown))
+        for path in (*prefixes, *sources, *(f"{shown_}/.git" for shown_, _, _ in shown))
         for folder in folders_between(source, path)
         if (inside := target + folder.removeprefix(source))
+        and not any(is_within(folder, path) for path in protected)
         and not any(Path(target) in Path(t).parents and is_within(inside, t) for t in others)
     }
     assert {(b.source, b.target) for b in of(plan, Bind) if not b.readonly} == named | folders
@@ -1736,11 +1870,17 @@ def test_whatever_the_spec_says(config: dict[str, Any], cwd: str, prefixes: list
             assert not is_within(HOME, bind.source)
     # no secret of the home and nothing that runs outside is reachable through what shows it
     for source, target, _ in shown:
-        for path in (f"{HOME}/{name}" for name in (".ssh", ".aws", ".netrc")):
-            if is_within(path, source):
-                inside = target + path.removeprefix(source)
-                assert isinstance(seen(plan, inside), Mask), inside
+        for path in hidden:
             assert not is_within(source, path)
+            if is_within(path, source):
+                for below in ("", "/below"):
+                    inside = target + path.removeprefix(source) + below
+                    # another folder may stand there instead, and shows nothing hidden either
+                    there = shown_file(plan, inside)
+                    assert not any(there and is_within(there, p) for p in hidden), (inside, there)
+                    top = seen(plan, target)
+                    if seen(plan, inside) == top and getattr(top, "source", None) == source:
+                        assert is_hidden(plan, inside), inside
         git = (f"{source}/.git/{name}" for name in GIT)
         for path in (
             f"{source}/.git",

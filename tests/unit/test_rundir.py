@@ -344,3 +344,95 @@ def test_two_kernels_never_share_one(base: Path) -> None:
     environment = {"XDG_RUNTIME_DIR": str(base)}
     ids = ("grading-notebook-1", "grading-notebook-2")
     assert len({make(kernel_id, environment=environment) for kernel_id in ids}) == 2
+
+
+# -- beside others that come and go ------------------------------------------------------------
+
+
+class Vanishing:
+    """Another process that ends its last kernel just then, and takes the parent with it."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.calls = 0
+
+    def sweep(self, parent: Path) -> None:
+        """In the place of the real one: between the parent's making and the directory's."""
+        self.calls += 1
+        if self.calls <= self.times:
+            parent.rmdir()
+
+
+@pytest.mark.parametrize("times", [1, 2, 20])
+def test_a_parent_that_vanishes_is_made_again(
+    times: int, base: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Vanishing(times)
+    monkeypatch.setattr(rundir, "sweep", other.sweep)
+    environment = {"XDG_RUNTIME_DIR": str(base), "JUPYTER_RUNTIME_DIR": str(second)}
+    path = make(KERNEL, environment=environment)
+    assert path.is_dir() and path.parent.parent == base
+    assert other.calls == times + 1
+
+
+def test_a_parent_that_never_stays_is_given_up(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Vanishing(10_000)
+    monkeypatch.setattr(rundir, "sweep", other.sweep)
+    with pytest.raises(ChannelError) as caught:
+        make(KERNEL, environment={"XDG_RUNTIME_DIR": str(base)})
+    assert caught.value.fact == "the run-time directory could not be made"
+    assert caught.value.cause == "no such file or directory (ENOENT)"
+    assert str(caught.value.path).startswith(f"{base}/sandbox-kernel/0b4f8c1e77aa.")
+    assert other.calls == rundir._ATTEMPTS
+
+
+def test_a_directory_that_cannot_be_made_is_not_tried_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def occupy(parent: Path) -> None:
+        calls.append(parent)
+        (parent / f"0b4f8c1e77aa.{os.getpid()}.{start_time()}").touch()
+
+    monkeypatch.setattr(rundir, "sweep", occupy)
+    with pytest.raises(ChannelError) as caught:
+        make(KERNEL, environment={"XDG_RUNTIME_DIR": str(base)})
+    assert caught.value.cause == "file exists (EEXIST)"
+    assert len(calls) == 1
+
+
+def test_a_directory_that_vanishes_is_made_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = rundir._check, 0
+
+    def check(path: Path) -> None:
+        nonlocal calls
+        if path.name != "sandbox-kernel":
+            calls += 1
+            if calls == 1:
+                path.rmdir()
+        real(path)
+
+    monkeypatch.setattr(rundir, "_check", check)
+    path = make(KERNEL, environment={"XDG_RUNTIME_DIR": str(base)})
+    assert path.is_dir() and calls == 2
+
+
+def test_a_parent_that_vanishes_while_it_is_checked_leads_nowhere_else(
+    base: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's other kernels, and its next sweep, look in the first place."""
+    real, calls = rundir._check, 0
+
+    def check(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            path.rmdir()
+        real(path)
+
+    monkeypatch.setattr(rundir, "_check", check)
+    environment = {"XDG_RUNTIME_DIR": str(base), "JUPYTER_RUNTIME_DIR": str(second)}
+    assert make(KERNEL, environment=environment).parent.parent == base
