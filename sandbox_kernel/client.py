@@ -151,13 +151,8 @@ class Sandbox:
                     cause=describe_errno(error.errno or 0),
                 ) from error
         try:
-            messages.send(lifeline, request.to_message())
-        except OSError as error:
-            lifeline.close()
-            raise KernelStartError(
-                "the supervisor ended before it had its request",
-                cause=describe_errno(error.errno or 0),
-            ) from error
+            with contextlib.suppress(OSError):  # who closed it may have said why: take() tells
+                messages.send(lifeline, request.to_message())
         except BaseException:
             lifeline.close()
             raise

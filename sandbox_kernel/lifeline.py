@@ -64,11 +64,14 @@ class Lifeline:
         except (KeyError, TypeError, AttributeError) as error:
             raise ProtocolError("the request is malformed", cause=repr(error)) from error
 
-    def accept(self) -> None:
-        """Say who builds, with a pidfd: from here on the client can end it whatever happens."""
+    def accept(self) -> bool:
+        """Say who builds, with a pidfd: from here on the client can end it whatever happens.
+
+        False if nobody is there to hear it: then nothing is to be built.
+        """
         pidfd = os.pidfd_open(os.getpid())
         try:
-            self.say(Accepted(os.getpid()), [pidfd])
+            return self.say(Accepted(os.getpid()), [pidfd])
         finally:
             os.close(pidfd)
 

@@ -113,8 +113,7 @@ def _parent(environment: dict[str, str]) -> Path:
         if base == "/tmp":
             path = Path(f"/tmp/sandbox-kernel-{os.getuid()}")
         try:
-            path.mkdir(mode=0o700, exist_ok=True, parents=base != "/tmp")
-            _check(path)
+            _make_shared(path, parents=base != "/tmp")
         except OSError as error:
             tried.append(f"{path} cannot be made: {describe_errno(error.errno or 0)}")
             continue
@@ -123,6 +122,18 @@ def _parent(environment: dict[str, str]) -> Path:
             continue
         return path
     raise ChannelError("no run-time directory is usable", cause="; ".join(tried))
+
+
+def _make_shared(path: Path, *, parents: bool) -> None:
+    """Another process removes the folder with its last kernel, maybe between two steps of ours."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.mkdir(mode=0o700, exist_ok=True, parents=parents)
+            _check(path)
+            return
+        except (FileExistsError, FileNotFoundError):  # it went while mkdir or lstat looked at it
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def _bases(environment: dict[str, str]) -> list[str]:

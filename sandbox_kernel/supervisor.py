@@ -94,10 +94,14 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
     try:
         reached(Step.REQUEST)
         request = lifeline.request()
-        lifeline.accept()
+        heard = lifeline.accept()
+        if not heard and lifeline.order() is not None:
+            return 1  # given up in good order before it began; the next start may be under way
         if request.connection_file:
             connection_file = FileId.of(request.connection_file)
             leftovers.record(request.connection_file)
+        if not heard:
+            raise ProtocolError("the client went away before its sandbox was begun")
         with contextlib.ExitStack() as stack:
             supervisor = _build(stack, request, lifeline, leftovers, shared)
             death = supervisor.serve()

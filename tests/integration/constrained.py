@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Lack:
     """Files that are not there, whatever links lead to them."""
     read_only: tuple[str, ...] = ()
     """Mount points that are mounted read-only."""
-    replaced: tuple[tuple[str, str], ...] = ()
+    replaced: Sequence[tuple[str, str]] = ()
     """(folder, folder that is in its place)."""
 
 

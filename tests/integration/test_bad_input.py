@@ -282,20 +282,27 @@ def test_connection_file_in_a_folder_that_does_not_exist(here: Ground) -> None:
 def test_no_run_time_directory(here: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every candidate fails for its own reason, and each is told."""
     long, taken, tmp = (here.folder / name for name in ("x" * 80, "taken", "other-tmp"))
-    for path in (long, taken, tmp, tmp / here.folder.name):
+    for path in (long, taken, tmp):
         path.mkdir()
     (taken / "sandbox-kernel").touch()
     (tmp / f"sandbox-kernel-{os.getuid()}").touch()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(taken))
     monkeypatch.setenv("HOME", str(here.folder / "gone"))
-    replaced = ((str(tmp / here.folder.name), str(here.folder)), ("/tmp", str(tmp)))
+    replaced = [*_kept_of_tmp(tmp, here.folder, HERE, Path(sys.prefix)), ("/tmp", str(tmp))]
     assert lacking(here, caps(), replaced=replaced) == {
         "type": ChannelError.__name__,
         "message": f"no run-time directory is usable: {long} is too long for a unix socket; "
         f"{taken}/sandbox-kernel cannot be made: file exists (EEXIST); "
         f"/tmp/sandbox-kernel-{os.getuid()} cannot be made: file exists (EEXIST)",
     }
+
+
+def _kept_of_tmp(other: Path, *needed: Path) -> Iterator[tuple[str, str]]:
+    """Where ``other`` takes the place of /tmp: what is needed of the latter, in the former."""
+    for top in dict.fromkeys(Path(*p.parts[:3]) for p in needed if p.parts[:2] == ("/", "tmp")):
+        (other / top.name).mkdir()
+        yield str(other / top.name), str(top)
 
 
 def test_a_run_time_directory_that_is_too_long_is_passed_over(

@@ -145,7 +145,6 @@ def test_a_bomb_that_goes_on_ends_with_its_kernel(here: Ground) -> None:
             "print('armed')"
         )
         assert run_cell(client, code).stdout == "armed\n"
-        assert value(client, "1 + 1") == 2
         km.shutdown_kernel(now=True)
     here.assert_clean("by the bomb")
 
@@ -206,7 +205,7 @@ def test_the_kernel_is_in_the_cgroup_and_cannot_see_where_that_is(here: Ground) 
         period = _read(places["cpu"] / "cpu.cfs_period_us")
         assert _read(places["cpu"] / "cpu.cfs_quota_us") == 1.5 * period
         assert list(cgroup_directories())
-    assert list(cgroup_directories()) == []
+    here.assert_clean("by its cgroups")
 
 
 def _places(pid: int) -> dict[str, Path]:
