@@ -187,7 +187,10 @@ class Sandbox:
             received = messages.receive(self.lifeline)
         except BlockingIOError:
             return None
-        except (ProtocolError, OSError):
+        except ProtocolError:
+            self.kill_supervisor()
+            received = None
+        except OSError:
             received = None
         if received is None:
             return self._lost()

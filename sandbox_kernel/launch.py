@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="the kernelspec: its config has the caps")
     options, extra = parser.parse_known_args(arguments)
     for argument in extra:
-        if not _FOR_IPYKERNEL.fullmatch(argument):  # a misspelt --name would remove every cap
+        # a misspelt --name would remove every cap, and ipykernel ignores the provisioner's traits
+        ours = argument.startswith("--SandboxProvisioner.")
+        if ours or not _FOR_IPYKERNEL.fullmatch(argument):
             parser.error(
                 f"{argument!r} is neither an option nor a trait such as --Class.name=value"
             )

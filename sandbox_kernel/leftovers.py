@@ -27,7 +27,7 @@ class FileId:
         """The file that is at ``path`` now, a link itself and not what it points to."""
         try:
             found = os.lstat(path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL, which no path has
             return None
         return cls(path, found.st_dev, found.st_ino, found.st_ctime_ns)
 
@@ -60,7 +60,7 @@ def parse(raw: bytes) -> list[FileId]:
     """Called by the launcher with all that came through the pipe."""
     files = []
     for line in raw.splitlines():
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
             path, device, inode, changed = json.loads(line)
             if isinstance(path, str) and path.startswith("/"):
                 files.append(FileId(path, int(device), int(inode), int(changed)))

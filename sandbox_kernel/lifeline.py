@@ -98,7 +98,8 @@ class Lifeline:
             ProtocolError: it is not an order.
         """
         try:
-            received = messages.receive(self._socket, flags=socket.MSG_DONTWAIT)
+            self._socket.setblocking(False)  # with a timeout Python waits, whatever the flags say
+            received = messages.receive(self._socket)
         except BlockingIOError:
             raise
         except OSError:

@@ -41,9 +41,10 @@ class _Value(AnyTrait):
 
     def from_string(self, s: str) -> Any:
         try:
-            return json.loads(s)
-        except ValueError:
+            value = json.loads(s)
+        except (ValueError, RecursionError):
             return s
+        return s if value is None else value  # None would mean: not given
 
 
 def _trait(text: str) -> Any:

@@ -20,8 +20,8 @@ from sandbox_kernel.engine import container, idmap, process, rootfs, seccomp
 from sandbox_kernel.engine.init import InitPlan, Workload
 from sandbox_kernel.engine.network import Link
 from sandbox_kernel.errors import SandboxError
+from sandbox_kernel.hostpaths import real_path
 from sandbox_kernel.spec import SandboxSpec, parse_spec
-from sandbox_kernel.supervisor import _real_path
 
 READS = 20
 
@@ -82,8 +82,8 @@ def _start(
 def _run(
     spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any]
 ) -> Start:
-    mounts = tuple(dataclasses.replace(m, source=_real_path(m.source)) for m in spec.mounts)
-    spec, cwd = dataclasses.replace(spec, mounts=mounts), _real_path(request["cwd"])
+    mounts = tuple(dataclasses.replace(m, source=real_path(m.source)) for m in spec.mounts)
+    spec, cwd = dataclasses.replace(spec, mounts=mounts), real_path(request["cwd"])
     ids = idmap.plan(spec.identity, 0, uid=os.getuid(), gid=os.getgid(), user=facts.user)
     plan = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     container.enter_boundary(ids)

@@ -317,7 +317,8 @@ def _protected(
         operations += [
             Bind(path, _inside(path, source, target), readonly=False, absent=Absent.SKIP)
             for path in _pinned(source, held)
-            if not _is_covered(targets, target, _inside(path, source, target))
+            if not any(is_within(path, protected) for protected in below)
+            and not _is_covered(targets, target, _inside(path, source, target))
         ]
     return operations
 
