@@ -400,7 +400,7 @@ def test_nothing_is_writable_but_what_the_plan_says(
     }
     assert found == set(writable_targets(plan)) - absent - {"/proc", "/dev/pts", "/dev/tty"}
     devices = {f"/dev/{name}" for name, _, _ in DEVICES if name != "tty"}
-    memory = {"/dev", "/dev/shm", "/tmp", "/var/tmp", "/run", str(home)}
+    memory = {"/dev/shm", "/tmp", "/var/tmp", "/run", str(home)}
     caches = {f"{home}/{cache}" for cache in CACHES}
     assert found == devices | memory | caches | {str(workspace)}
 
