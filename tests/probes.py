@@ -18,6 +18,10 @@ from typing import Final
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 
+#: How many times longer than usual anything may take here: ``make test-vm`` sets it for a machine
+#: that is emulated. Deadlines of the tests are to be multiplied by it.
+TIMEOUT_FACTOR: Final = float(os.environ.get("SANDBOX_KERNEL_TIMEOUT_FACTOR") or 1)
+
 
 def _subordinate_ids() -> str | None:
     """newuidmap and a range for this user."""

@@ -25,12 +25,16 @@ KERNELSPEC = ROOT / "kernelspec" / "sandboxed-python"
 SCRIPTS = (
     ".ci/run",
     "tests/as_user/run",
+    "tests/vm/base/configure",
     "tools/checks",
     "tools/copy-tree",
     "tools/install",
     "tools/prerequisites",
     "tools/run",
     "tools/venv",
+    "tools/vm/image",
+    "tools/vm/prerequisites",
+    "tools/vm/run",
 )
 
 
@@ -146,7 +150,7 @@ def test_make_alone_lists_its_targets() -> None:
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    for target in ("demo", "test", "lint", "format", "wheel", "sdist", "clean", "bench"):
+    for target in ("demo", "test", "test-vm", "lint", "format", "wheel", "sdist", "clean", "bench"):
         assert f"make {target} " in done.stdout
 
 
