@@ -125,7 +125,7 @@ def fetch(disk: Path, folder: Path) -> None:
 def status_of(result: Path) -> int:
     try:
         status = json.loads(result.read_text())["status"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return NO_RESULT
     return status if isinstance(status, int) else NO_RESULT
 
