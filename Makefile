@@ -24,6 +24,7 @@ test-escape: ## only the tests that try to get out
 	@tools/run test-escape
 
 test-vm: ## the suites that start sandboxes, in a Debian 12 of its own with cgroup v2 (root only)
+	@tools/vm/prerequisites
 	@"$(PYTHON)" -I tools/vm/suites.py
 
 vm-run: ## one command in it, as in make vm-run VM_CMD="--user deleg pytest -x integration"
