@@ -27,9 +27,9 @@ import zmq
 
 from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
 from .console import Console
-from .death import Cause, Death, explain
+from .death import Cause, Death, explain, tell
 from .engine import capabilities, cgroups, container, idmap, messages, process, rootfs, seccomp
-from .engine.cgroups import CgroupEvents, CgroupUsage, KernelCgroup
+from .engine.cgroups import CgroupEvents, CgroupUsage, EventWatch, KernelCgroup
 from .engine.container import Container
 from .engine.idmap import IdPlan
 from .engine.init import InitPlan, Workload
@@ -62,6 +62,8 @@ _REQUEST_TIMEOUT: Final = 10.0
 _MEMORY_MAXIMUM: Final = 1024 * MIB
 #: Seconds that what the kernel still said may take to pass, once it is gone.
 _DRAIN_TIMEOUT: Final = 1.0
+#: Seconds between two lines about the cgroup: what is inside decides how often something happens.
+_NOTICE_INTERVAL: Final = 1.0
 
 
 class State(enum.Enum):
@@ -191,6 +193,8 @@ def _build(
     front_ends = _listen(stack, request, leftovers)
     reached(Step.CGROUP)
     cgroup = _make_cgroup(stack, request, shared)
+    watch = EventWatch(cgroup)
+    stack.callback(watch.close)
     container.enter_boundary(ids)
     console = Console()
     stack.callback(console.close)
@@ -207,6 +211,7 @@ def _build(
         cwd=cwd,
         console=console.write_end,
         keep=(bound_write,),
+        rlimits=spec.rlimits,
     )
     try:
         box = container.spawn(plan, workload, cgroup.join)
@@ -215,6 +220,7 @@ def _build(
             _notice(lifeline, line)
         raise
     stack.callback(box.close)
+    stack.callback(_resume, cgroup)  # a frozen process of v1 does not even take a SIGKILL
     os.close(bound_write)
     console.close_write_end()
     reached(Step.LOCK_DOWN)
@@ -225,7 +231,9 @@ def _build(
         log=lambda text: _notice(lifeline, text),
     )  # fmt: skip
     stack.callback(proxy.close)
-    return Supervisor(request, lifeline, cgroup, box, console, proxy, front_ends, bound_read)
+    for warning in cgroup.warnings:
+        proxy.announce(warning)
+    return Supervisor(request, lifeline, cgroup, watch, box, console, proxy, front_ends, bound_read)
 
 
 def _working_directory(request: LaunchRequest) -> str:
@@ -326,10 +334,18 @@ def _make_cgroup(
         uid=os.getuid(),
         hint=shared.cgroup_hint,
         on_missing=request.spec.on_missing_cap,
+        user=request.spec.user,
     )
     stack.callback(group.remove)
     stack.callback(group.kill)
     return group
+
+
+def _resume(group: KernelCgroup) -> None:
+    """Before anything is killed. Never raises."""
+    if group.can_pause:
+        with contextlib.suppress(SandboxError, OSError):
+            group.resume()
 
 
 def _endpoints(link: Link, info: ConnectionInfo) -> KernelEndpoints:
@@ -381,6 +397,7 @@ class Supervisor:
         request: LaunchRequest,
         lifeline: socket.socket,
         cgroup: KernelCgroup,
+        watch: EventWatch,
         box: Container,
         console: Console,
         proxy: Proxy,
@@ -390,6 +407,10 @@ class Supervisor:
         self.request = request
         self.lifeline = lifeline
         self.cgroup = cgroup
+        self.watch = watch
+        self.seen = self.told = watch.start
+        self.last_oom = CgroupEvents()
+        self.next_notice = 0.0
         self.box = box
         self.console = console
         self.proxy = proxy
@@ -407,6 +428,7 @@ class Supervisor:
             box.pidfd: self._init_gone,
             console.read_end: self._from_console,
             bound: self._kernel_bound,
+            watch.fileno(): self._from_cgroup,
         }
         for fd in self.actions:
             self.poller.register(fd, zmq.POLLIN)
@@ -460,6 +482,7 @@ class Supervisor:
                     self.box.signal(order.number)
             case Kill():
                 self.on_order = True
+                _resume(self.cgroup)
                 self.box.kill()
 
     def _client_is_gone(self) -> None:
@@ -468,6 +491,7 @@ class Supervisor:
         self.client_gone = self.on_order = True
         if self.request.connection_file:
             _unlink(self.request.connection_file)
+        _resume(self.cgroup)
         self.box.kill()
 
     def _from_init(self) -> None:
@@ -503,6 +527,31 @@ class Supervisor:
         if self.console.at_end:
             self._forget(self.console.read_end)
 
+    def _from_cgroup(self) -> None:
+        """Somebody was killed, or refused, or slowed down: for the log, at a bounded rate."""
+        self._see(_quietly(self.watch.take, self.seen))
+        if time.monotonic() < self.next_notice:
+            return
+        self.next_notice = time.monotonic() + _NOTICE_INTERVAL
+        spec = self.request.spec
+        usage = _quietly(self.cgroup.usage, CgroupUsage())
+        news, self.told = self._happened_since(self.told), self.seen
+        for line in tell(news, spec.caps, usage, user=spec.user.caps):
+            _notice(self.lifeline, line)
+
+    def _see(self, now: CgroupEvents) -> None:
+        """Of two OOM kills at two caps the last one is what ended the kernel."""
+        new = now.since(self.seen)
+        if new.oom or new.oom_above:
+            self.last_oom = new
+        self.seen = now
+
+    def _happened_since(self, earlier: CgroupEvents) -> CgroupEvents:
+        happened = self.seen.since(earlier)
+        return dataclasses.replace(
+            happened, oom=self.last_oom.oom, oom_above=self.last_oom.oom_above
+        )
+
     def _kernel_bound(self) -> None:
         self._forget(self.bound)
         said = os.read(self.bound, 1)
@@ -534,12 +583,14 @@ class Supervisor:
         return KernelStartError("the kernel did not come up inside the sandbox", cause=cause)
 
     def _death(self) -> Death:
+        self._see(_quietly(self.watch.events, self.seen))
         return explain(
             self.status,
             self.request.spec.caps,
-            _quietly(self.cgroup.events, CgroupEvents()),
+            self._happened_since(self.watch.start),
             _quietly(self.cgroup.usage, CgroupUsage()),
             on_order=self.on_order,
+            user=self.request.spec.user.caps,
         )
 
     def _end(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -101,13 +101,17 @@ def default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def apply_rlimits() -> None:
-    """Bound what cgroups do not, for this process and its children; never raises a limit."""
-    for kind, value in KERNEL_RLIMITS:
+def apply_rlimits(wanted: Sequence[tuple[str, int]] = ()) -> None:
+    """Bound what cgroups do not, for this process and its children; never raises a limit.
+
+    ``wanted`` are further limits by name, such as ``("nofile", 1024)``; of two the lower one holds.
+    """
+    own = [(getattr(resource, f"RLIMIT_{name.upper()}"), value) for name, value in wanted]
+    for kind, value in (*KERNEL_RLIMITS, *own):
         soft, hard = resource.getrlimit(kind)
-        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        keep_soft = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
-        resource.setrlimit(kind, (keep_soft, wanted))
+        lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        keep_soft = lower if soft == resource.RLIM_INFINITY else min(soft, lower)
+        resource.setrlimit(kind, (keep_soft, lower))
 
 
 def limit_memory(size: int) -> None:
