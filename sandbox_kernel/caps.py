@@ -198,7 +198,6 @@ RLIMITS: Final[dict[str, tuple[bool, int]]] = {
     "cpu": (False, 1),
     "data": (True, 64 * MIB),
     "fsize": (True, 0),
-    "locks": (False, 0),
     "memlock": (True, 0),
     "msgqueue": (True, 0),
     "nice": (False, 0),
