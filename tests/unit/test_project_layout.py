@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 import sandbox_kernel
+from sandbox_kernel.spec import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -74,6 +75,14 @@ def test_what_the_code_imports_is_a_dependency() -> None:
     allowed = {top for name in names for top in known.get(name, set()) | {name}}
     allowed |= {"ipykernel", "jupyter_core", "tornado"}  # ipykernel and jupyter_client require them
     assert tops - ours - allowed - {"jupyterhub"} == set()
+
+
+def test_the_readme_has_a_row_for_every_key() -> None:
+    rows = [
+        v for v in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if v[:2] == "| "
+    ]
+    first = [row.split(" | ")[0] for row in rows]
+    assert [key for key in KEYS if not any(f"`{key}`" in cell for cell in first)] == []
 
 
 def test_types_are_announced() -> None:
