@@ -142,7 +142,7 @@ def command_line(options: argparse.Namespace, work: Path) -> list[str]:
     line += ["-display", "none", "-nic", "none"]
     line += ["-kernel", str(options.image / "vmlinuz"), "-initrd", str(options.image / "initrd")]
     # Without mitigations: emulated, they cost and protect nothing.
-    line += ["-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off"]
+    line += ["-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"]
     drive = "if=virtio,format=raw,cache=unsafe"
     line += ["-drive", f"file={options.image / 'disk.ext4'},snapshot=on,{drive}"]
     line += ["-drive", f"file={work / 'work.ext4'},{drive}"]
