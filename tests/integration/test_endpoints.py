@@ -48,11 +48,14 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 
-from sandbox_kernel.client import Launcher, Sandbox
+from sandbox_kernel.client import Launcher, Sandbox, launcher_command
+from sandbox_kernel.engine import messages
 from sandbox_kernel.engine.steps import Step
 from sandbox_kernel.errors import KernelStartError, SandboxError, SetupError
-from sandbox_kernel.protocol import Exited
+from sandbox_kernel.protocol import Exited, Failed
 from sandbox_kernel.provisioner import SandboxProvisioner
+from sandbox_kernel.request import build_request
+from sandbox_kernel.spec import parse_spec
 from sandbox_kernel.syscalls.libseccomp import SONAME
 
 NAME = "sandboxed-python"
@@ -62,8 +65,24 @@ NAME = "sandboxed-python"
 def here() -> Iterator[Ground]:
     with ground() as found:
         yield found
+        _end_what_is_stopped()
         close_launchers()
         found.assert_clean("by this test")
+
+
+def _end_what_is_stopped() -> None:
+    """Only a test that failed leaves something, which nobody else would ever end."""
+    for pid in descendants():
+        if _state(pid) == "T":
+            os.kill(pid, signal.SIGKILL)
+
+
+def _state(pid: int) -> str:
+    """Of a process; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def provisioner_of(km: KernelManager | AsyncKernelManager) -> SandboxProvisioner:
@@ -81,6 +100,15 @@ def fault(step: Step, action: str) -> tuple[str, ...]:
     """The command of a launcher all of whose sandboxes meet this."""
     script = Path(__file__).with_name("fault_launcher.py")
     return (sys.executable, "-Xfrozen_modules=off", str(script), step.name, action)
+
+
+def warm_up(command: tuple[str, ...]) -> None:
+    """Wait until its launcher has loaded: it answers a client that goes away at once."""
+    with Launcher.get(command, os.environ).start() as lifeline:
+        lifeline.settimeout(TIMEOUT)
+        lifeline.shutdown(socket.SHUT_WR)
+        while lifeline.recv(4096):
+            pass
 
 
 def async_manager(here: Ground, config: dict[str, Any] | None = None) -> AsyncKernelManager:
@@ -309,6 +337,38 @@ def test_a_start_after_one_that_was_cancelled_while_it_hung(
     asyncio.run(asyncio.wait_for(live(), TIMEOUT))
 
 
+def test_starts_that_were_given_up_while_the_launcher_was_busy(
+    here: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to them when the next start is under way, and takes nothing from it."""
+    monkeypatch.setattr("sandbox_kernel.provisioner._KILL_TIMEOUT", 0.1)
+    command = launcher_command(sys.executable)
+    warm_up(command)
+    launcher = Launcher._running[command].process.pid
+
+    async def live() -> None:
+        km = async_manager(here)
+        os.kill(launcher, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                task = await begun(km, here)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            last = await begun(km, here)
+        finally:
+            os.kill(launcher, signal.SIGCONT)
+        await last
+        try:
+            assert await answers(km)
+            assert os.path.exists(km.connection_file)
+            assert len(list((here.folder / "run").rglob("k-*"))) == 5
+        finally:
+            await km.shutdown_kernel(now=True)
+
+    asyncio.run(asyncio.wait_for(live(), TIMEOUT))
+
+
 # -- a supervisor that hangs while it builds -------------------------------------------------------
 
 HANGS = [Step.LISTEN, Step.CGROUP, Step.ID_MAP, Step.VETH, Step.LOCK_DOWN, Step.BOUND]
@@ -319,20 +379,11 @@ async def stopped(command: tuple[str, ...]) -> int:
     """Wait until the supervisor, the launcher's only child, has stopped; its pid."""
     launcher = Launcher._running[command].process.pid
     while True:
-        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                    return int(child)
+        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+        for child in map(int, children):
+            if _state(child) == "T":
+                return child
         await asyncio.sleep(0.01)  # nobody but its parent is told of a stop
-
-
-def warm_up(command: tuple[str, ...]) -> None:
-    """Wait until its launcher has loaded: it answers a client that goes away at once."""
-    with Launcher.get(command, os.environ).start() as lifeline:
-        lifeline.settimeout(TIMEOUT)
-        lifeline.shutdown(socket.SHUT_WR)
-        while lifeline.recv(4096):
-            pass
 
 
 @pytest.mark.parametrize("step", HANGS)
@@ -466,6 +517,25 @@ def test_what_a_launcher_missed_may_be_installed_later(
             assert value(client, "1 + 1") == 2
     finally:
         km.shutdown_kernel(now=True)
+
+
+def test_what_was_said_to_a_client_that_was_still_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that cannot start anything closes the lifeline, maybe before the request comes."""
+    ours, theirs = messages.pair()
+    with theirs:
+        messages.send(theirs, Failed(SetupError("this machine cannot")).to_message())
+
+    class Quick:
+        def start(self) -> socket.socket:
+            return ours
+
+    monkeypatch.setattr(Launcher, "get", lambda command, environment: Quick())
+    request = build_request(
+        parse_spec({}), kernel_id="kernel", connection={}, cwd="/", environment={}
+    )
+    sandbox = Sandbox.launch(request, ("unused",), {})
+    with contextlib.closing(sandbox), pytest.raises(SetupError, match="this machine cannot"):
+        sandbox.take()
 
 
 def _library() -> str:
