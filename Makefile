@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 export PYTHON VENV PYTEST_ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-escape bench venv lint format types wheel sdist clean
+.PHONY: help demo test test-escape test-vm vm-run bench venv lint format types wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,13 @@ test: ## all checks and all tests, as an ordinary user (root makes a throw-away 
 
 test-escape: ## only the tests that try to get out
 	@tools/run test-escape
+
+test-vm: ## the suites that start sandboxes, in a Debian 12 of its own with cgroup v2 (root only)
+	@tools/vm/prerequisites
+	@"$(PYTHON)" -I tools/vm/suites.py
+
+vm-run: ## one command in it, as in make vm-run VM_CMD="--user deleg pytest -x integration"
+	@tools/vm/run $(VM_CMD)
 
 bench: ## the benchmarks
 	@tools/run bench

@@ -45,16 +45,19 @@ def explain(
     usage: CgroupUsage,
     *,
     on_order: bool,
+    user: Caps | None = None,
 ) -> Death:
     """The death of a kernel that ended with ``status``; ``None`` is: pid 1 went without a word.
 
-    ``on_order`` is true when the client asked for the end.
+    ``events`` are those of this kernel's life, with ``oom`` and ``oom_above`` of the last kill
+    alone, where they are known. ``on_order`` is true when the client asked for the end. ``user``
+    are the caps of all kernels of the user together.
     """
     if on_order:
         code = status.returncode if status else -signal.SIGKILL
         return Death(Cause.KILLED, "the kernel was ended as asked", code)
     if events.oom_kill and (status is None or status.signal == signal.SIGKILL):
-        return _out_of_memory(status, caps, events, usage)
+        return _out_of_memory(status, caps, user or Caps(), events, usage)
     if status is None:
         return Death(
             Cause.LOST,
@@ -84,17 +87,48 @@ def explain(
 
 
 def _out_of_memory(
-    status: ExitStatus | None, caps: Caps, events: CgroupEvents, usage: CgroupUsage
+    status: ExitStatus | None, caps: Caps, user: Caps, events: CgroupEvents, usage: CgroupUsage
 ) -> Death:
     code = status.returncode if status else -signal.SIGKILL
-    peak = f", peak {human_size(usage.memory_peak)}" if usage.memory_peak else ""
-    if events.memory_limit_above and not events.memory_limit:
-        text = f"all kernels of this user together used the memory they may use{peak}"
-    elif caps.memory is not None:
-        text = f"the kernel reached its memory cap of {human_size(caps.memory)}{peak}"
-    else:
-        text = f"the machine ran out of memory{peak}"
+    text = _memory_cause(caps, user, events, usage)
     return Death(Cause.MEMORY, f"{text}; use less data at once or ask for a larger cap", code)
+
+
+def _memory_cause(caps: Caps, user: Caps, events: CgroupEvents, usage: CgroupUsage) -> str:
+    """Whose cap it was, and the peak of this kernel."""
+    peak = f", peak {human_size(usage.memory_peak)}" if usage.memory_peak else ""
+    if _is_above(events):
+        cap = f" ({human_size(user.memory)})" if user.memory is not None else ""
+        return f"all kernels of this user together used the memory they may use{cap}{peak}"
+    if caps.memory is not None:
+        return f"the kernel reached its memory cap of {human_size(caps.memory)}{peak}"
+    return f"the machine ran out of memory{peak}"
+
+
+def _is_above(events: CgroupEvents) -> bool:
+    """Was it the limit of the user, and not of the kernel?
+
+    What counts is at whose limit somebody *had* to be killed. Where that is not known: a limit is
+    reached often before, and each time something could be reclaimed.
+    """
+    if events.oom or events.oom_above:
+        return bool(events.oom_above)
+    return bool(events.memory_limit_above and not events.memory_limit)
+
+
+def tell(
+    events: CgroupEvents, caps: Caps, usage: CgroupUsage, *, user: Caps | None = None
+) -> list[str]:
+    """Lines for the log about what has just happened to a kernel that lives on, maybe."""
+    lines = []
+    if events.oom_kill:
+        processes = "a process was" if events.oom_kill == 1 else f"{events.oom_kill} processes were"
+        lines.append(f"{processes} killed: {_memory_cause(caps, user or Caps(), events, usage)}")
+    if events.pids_limit and caps.pids is not None:
+        lines.append(f"a new process or thread was refused: the cap is {caps.pids}")
+    if events.memory_high and caps.memory_high is not None:
+        lines.append(f"slowed down: it uses more than memory_high, {human_size(caps.memory_high)}")
+    return lines
 
 
 def human_size(size: int) -> str:

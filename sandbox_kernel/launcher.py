@@ -58,6 +58,7 @@ class Launcher:
         self.wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        process.adopt_orphans()
         self._try_to_prepare()
 
     def _try_to_prepare(self) -> None:
@@ -131,11 +132,17 @@ class Launcher:
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wake_read, 512):
                 pass
-        for child in list(self.children.values()):
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if pid:
-                del self.children[pid]
-                self._clean_up(child, process.ExitStatus.from_wait(status))
+        for pid, status in process.ended_children():
+            child = self.children.pop(pid, None)
+            if child is not None:
+                self._end_orphans()
+                self._clean_up(child, status)
+
+    def _end_orphans(self) -> None:
+        """What a supervisor that was killed had forked: it may hang where the supervisor hung."""
+        for pid in process.children():
+            if pid not in self.children:
+                os.kill(pid, signal.SIGKILL)
 
     def _clean_up(self, child: _Child, status: process.ExitStatus) -> None:
         """What the supervisor would have removed itself, had it not been killed."""

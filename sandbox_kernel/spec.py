@@ -1,9 +1,10 @@
 """What a sandbox is to be, as frozen data: parsed and validated before anything is started.
 
-Pure: no system call, no import from this package but :mod:`sandbox_kernel.errors`. The keys are
-those of ``metadata.kernel_provisioner.config`` in a kernelspec. Every key that is unknown, every
-value of a wrong type and every value that cannot be is a :class:`~sandbox_kernel.errors.SpecError`
-that names the key, the value and what is allowed: a typing error must never remove a limit.
+Pure: no system call. What may be asked of cgroups is in :mod:`sandbox_kernel.caps`, the parsers of
+single values in :mod:`sandbox_kernel.parsing`. The keys are those of
+``metadata.kernel_provisioner.config`` in a kernelspec. Every key that is unknown, every value of a
+wrong type and every value that cannot be is a :class:`~sandbox_kernel.errors.SpecError` that names
+the key, the value and what is allowed: a typing error must never remove a limit.
 
 Sizes are integers in bytes, or strings with a binary suffix: ``"512M"``, ``"2G"``, ``"1.5GiB"``.
 """
@@ -11,31 +12,83 @@ Sizes are integers in bytes, or strings with a binary suffix: ``"512M"``, ``"2G"
 from __future__ import annotations
 
 import enum
-import math
-import os.path
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
+from .caps import (
+    CAP_KEYS,
+    CAP_PARSERS,
+    CPUS_MAXIMUM,
+    CPUS_MINIMUM,
+    DEVICE_NODES,
+    MEMORY_MINIMUM,
+    PIDS_MAXIMUM,
+    PIDS_MINIMUM,
+    RLIMITS,
+    Caps,
+    IoLimit,
+    UserTotal,
+    parse_caps,
+    parse_rlimits,
+    parse_user,
+)
 from .errors import SpecError
+from .parsing import (
+    GIB,
+    KIB,
+    MIB,
+    NO_TABLE,
+    Table,
+    absolute_path,
+    choice,
+    integer,
+    list_of,
+    number,
+    parse_size,
+    pattern,
+    size_of,
+)
+
+__all__ = [
+    "CAP_KEYS",
+    "CPUS_MAXIMUM",
+    "CPUS_MINIMUM",
+    "DEVICE_NODES",
+    "GIB",
+    "KEYS",
+    "KIB",
+    "MEMORY_MINIMUM",
+    "MIB",
+    "PIDS_MAXIMUM",
+    "PIDS_MINIMUM",
+    "RLIMITS",
+    "SHARED_TARGETS",
+    "SPEC_VERSION",
+    "SYSTEM_TARGETS",
+    "Caps",
+    "Identity",
+    "IoLimit",
+    "MissingCap",
+    "Mount",
+    "MountMode",
+    "NetworkPolicy",
+    "SandboxSpec",
+    "Table",
+    "TmpfsLimits",
+    "Transport",
+    "UserTotal",
+    "WorkspaceMode",
+    "caps_from_dict",
+    "check_workspace",
+    "is_system",
+    "parse_size",
+    "parse_spec",
+    "spec_from_dict",
+]
 
 SPEC_VERSION: Final = 1
-
-KIB: Final = 1024
-MIB: Final = 1024**2
-GIB: Final = 1024**3
-_LARGEST: Final = 2**63 - 1
-
-#: Below this the interpreter itself does not fit: the start would be a sure OOM kill.
-MEMORY_MINIMUM: Final = 64 * MIB
-#: ipykernel alone runs 13 threads; libzmq and BLAS add theirs.
-PIDS_MINIMUM: Final = 32
-PIDS_MAXIMUM: Final = 4_194_304
-CPUS_MINIMUM: Final = 0.01
-CPUS_MAXIMUM: Final = 4096.0
-
-_E = TypeVar("_E", bound=enum.Enum)
 
 
 class Identity(enum.Enum):
@@ -101,22 +154,6 @@ class Mount:
 
 
 @dataclass(frozen=True)
-class Caps:
-    """What the cgroup of one kernel may use. ``None`` means: no cap was asked for."""
-
-    memory: int | None = None
-    """Bytes."""
-    cpus: float | None = None
-    """CPU bandwidth in cores: 1.5 is one and a half."""
-    pids: int | None = None
-    """Tasks: processes and threads."""
-
-    def asked(self) -> dict[str, float | int]:
-        """The caps that are set, by key."""
-        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
-
-
-@dataclass(frozen=True)
 class TmpfsLimits:
     """Sizes in bytes of each writable in-memory file system, and its number of inodes."""
 
@@ -142,7 +179,10 @@ class SandboxSpec:
     hide: tuple[str, ...] = ()
     """Paths below the home that stay hidden besides the built-in list of secret folders."""
     caps: Caps = field(default_factory=Caps)
+    user: UserTotal = field(default_factory=UserTotal)
     on_missing_cap: MissingCap = MissingCap.ERROR
+    rlimits: Table = NO_TABLE
+    """Limits of each process by name, such as ``nofile``; they only lower what is there."""
     tmpfs: TmpfsLimits = field(default_factory=TmpfsLimits)
     network: NetworkPolicy = NetworkPolicy.NONE
     env_pass: tuple[str, ...] = ()
@@ -158,6 +198,8 @@ class SandboxSpec:
         def plain(value: Any) -> Any:
             if isinstance(value, enum.Enum):
                 return value.value
+            if isinstance(value, Table):
+                return dict(value)
             if isinstance(value, dict):
                 return {k: plain(v) for k, v in value.items()}
             if isinstance(value, (list, tuple)):
@@ -171,10 +213,27 @@ def spec_from_dict(data: Mapping[str, Any]) -> SandboxSpec:
     """The spec that :meth:`SandboxSpec.to_dict` described on the other side of a process border."""
     if data.get("version") != SPEC_VERSION:
         raise SpecError("version", data.get("version"), f"{SPEC_VERSION}")
-    flat = {k: v for k, v in data.items() if k not in ("version", "caps", "tmpfs")}
-    flat |= {k: v for k, v in data["caps"].items() if v is not None}
+    flat = {k: v for k, v in data.items() if k not in ("version", "caps", "tmpfs", "user")}
+    flat |= data["caps"]
     flat |= {("inodes" if k == "inodes" else f"{k}_size"): v for k, v in data["tmpfs"].items()}
-    return parse_spec({k: v for k, v in flat.items() if v is not None})
+    total = _known(data["user"]["caps"] | {"kernels": data["user"]["kernels"]})
+    return parse_spec(_known(flat | {"user": total}))
+
+
+def caps_from_dict(data: Mapping[str, Any]) -> Caps:
+    """The caps alone, as they are in what :meth:`SandboxSpec.to_dict` returns."""
+    return parse_caps(_known(data))
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is ``None``, in the tables of a list too."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, list):
+            return [_known(v) if isinstance(v, Mapping) else v for v in value]
+        return value
+
+    return {k: known(v) for k, v in fields.items() if v is not None}
 
 
 def parse_spec(config: Mapping[str, Any]) -> SandboxSpec:
@@ -186,8 +245,9 @@ def parse_spec(config: Mapping[str, Any]) -> SandboxSpec:
     unknown = sorted(set(config) - set(_PARSERS))
     if unknown:
         raise SpecError(unknown[0], config[unknown[0]], "one of the keys " + ", ".join(_PARSERS))
-    values = {key: _PARSERS[key](key, value) for key, value in config.items()}
-    caps = Caps(**{k: values.pop(k) for k in ("memory", "cpus", "pids") if k in values})
+    asked = {key: value for key, value in config.items() if key in CAP_PARSERS}
+    caps = parse_caps(asked)
+    values = {k: _PARSERS[k](k, value) for k, value in config.items() if k not in asked}
     sizes = {k.removesuffix("_size"): values.pop(k) for k in _TMPFS_KEYS if k in values}
     spec = SandboxSpec(caps=caps, tmpfs=TmpfsLimits(**sizes), **values)
     if spec.workspace is WorkspaceMode.NONE and spec.workspace_path is not None:
@@ -218,113 +278,10 @@ def kernelspec_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
-# -- parsers, one a kind of value -------------------------------------------------------------
-
-_SIZE = re.compile(r"(?P<number>[0-9]{1,19}(?:\.[0-9]{1,9})?)(?:(?P<unit>[KMGT])(?:iB)?)?")
-_UNITS = {None: 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024**4}
-_SIZE_ALLOWED = "a size in bytes or with a suffix K, M, G or T, such as '512M' or '2G'"
-
-
-def parse_size(key: str, value: object, *, minimum: int = 1) -> int:
-    """Bytes from an integer or from ``"512M"``; ``minimum`` and the result are bytes."""
-    allowed = f"{_SIZE_ALLOWED}, at least {minimum}"
-    size: int
-    if isinstance(value, bool):
-        raise SpecError(key, value, allowed)
-    if isinstance(value, int):
-        size = value
-    elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        number, unit = match["number"], _UNITS[match["unit"]]
-        if "." in number:
-            whole, digits = number.split(".")
-            if match["unit"] is None:
-                raise SpecError(key, value, allowed)
-            size = int(whole) * unit + int(digits) * unit // 10 ** len(digits)
-        else:
-            size = int(number) * unit
-    else:
-        raise SpecError(key, value, allowed)
-    if not minimum <= size <= _LARGEST:
-        raise SpecError(key, value, allowed)
-    return size
-
-
-def _size(minimum: int) -> Callable[[str, object], int]:
-    return lambda key, value: parse_size(key, value, minimum=minimum)
-
-
-def _integer(minimum: int, maximum: int) -> Callable[[str, object], int]:
-    def parse(key: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-            raise SpecError(key, value, f"a whole number from {minimum} to {maximum}")
-        return value
-
-    return parse
-
-
-def _number(minimum: float, maximum: float) -> Callable[[str, object], float]:
-    def parse(key: str, value: object) -> float:
-        allowed = f"a number from {minimum:g} to {maximum:g}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise SpecError(key, value, allowed)
-        if not (minimum <= value <= maximum) or not math.isfinite(value):
-            raise SpecError(key, value, allowed)
-        return float(value)
-
-    return parse
-
-
-def _choice(kind: type[_E]) -> Callable[[str, object], _E]:
-    def parse(key: str, value: object) -> _E:
-        for member in kind:
-            if isinstance(value, str) and member.value == value:
-                return member
-        raise SpecError(key, value, "one of " + ", ".join(repr(m.value) for m in kind))
-
-    return parse
-
+# -- parsers ----------------------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOSTNAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-
-
-def _pattern(pattern: re.Pattern[str], allowed: str) -> Callable[[str, object], str]:
-    def parse(key: str, value: object) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise SpecError(key, value, allowed)
-        return value
-
-    return parse
-
-
-def _path(key: str, value: object) -> str:
-    """An absolute path without ``..``; ``~`` is the user's home, and one slash never two."""
-    allowed = "an absolute path without '..' or control characters"
-    if not isinstance(value, str) or (not value.startswith(("/", "~/")) and value != "~"):
-        raise SpecError(key, value, allowed)
-    if any(ord(c) < 32 or ord(c) == 127 for c in value) or len(value) > 4000:
-        raise SpecError(key, value, allowed)
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        raise SpecError(key, value, allowed) from None
-    if ".." in value.split("/"):
-        raise SpecError(key, value, allowed)
-    path = os.path.normpath(os.path.expanduser(value))
-    if not path.startswith("/"):
-        raise SpecError(key, value, allowed)
-    return "/" + path.lstrip("/")
-
-
-def _list_of(
-    parse_item: Callable[[str, object], Any], allowed: str
-) -> Callable[[str, object], Any]:
-    def parse(key: str, value: object) -> tuple[Any, ...]:
-        if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple)):
-            raise SpecError(key, value, allowed)
-        return tuple(parse_item(f"{key}[{i}]", item) for i, item in enumerate(value))
-
-    return parse
 
 
 def _mount(key: str, value: object) -> Mount:
@@ -334,11 +291,11 @@ def _mount(key: str, value: object) -> Mount:
     keys = set(value) if isinstance(value, Mapping) else set()
     if not isinstance(value, Mapping) or not {"source"} <= keys <= {"source", "target", "mode"}:
         raise SpecError(key, value, allowed)
-    source = _path(f"{key}.source", value["source"])
-    target = _path(f"{key}.target", value.get("target", source))
+    source = absolute_path(f"{key}.source", value["source"])
+    target = absolute_path(f"{key}.target", value.get("target", source))
     if is_system(target):
         raise SpecError(f"{key}.target", target, f"a path outside {', '.join(SYSTEM_TARGETS)}")
-    return Mount(source, target, _choice(MountMode)(f"{key}.mode", value.get("mode", "ro")))
+    return Mount(source, target, choice(MountMode)(f"{key}.mode", value.get("mode", "ro")))
 
 
 #: No workspace and no extra mount may stand in for these or lie below them: they are the walls.
@@ -376,29 +333,29 @@ _TMPFS_KEYS: Final = (
 )  # fmt: skip
 
 _PARSERS: Final[dict[str, Callable[[str, object], Any]]] = {
-    "identity": _choice(Identity),
-    "id_range": _integer(0, 2**31 - 1),
-    "workspace": _choice(WorkspaceMode),
-    "workspace_path": lambda key, value: check_workspace(_path(key, value)),
-    "mounts": _list_of(_mount, "a list of tables {source, target, mode}"),
-    "hide": _list_of(_path, "a list of absolute paths or of paths that begin with ~/"),
-    "memory": _size(MEMORY_MINIMUM),
-    "cpus": _number(CPUS_MINIMUM, CPUS_MAXIMUM),
-    "pids": _integer(PIDS_MINIMUM, PIDS_MAXIMUM),
-    "on_missing_cap": _choice(MissingCap),
-    "home_size": _size(MIB),
-    "tmp_size": _size(MIB),
-    "shm_size": _size(MIB),
-    "run_size": _size(MIB),
-    "overlay_size": _size(MIB),
-    "inodes": _integer(1000, 2**31 - 1),
-    "network": _choice(NetworkPolicy),
-    "env_pass": _list_of(
-        _pattern(_NAME, "the name of an environment variable"), "a list of names of variables"
+    "identity": choice(Identity),
+    "id_range": integer(0, 2**31 - 1),
+    "workspace": choice(WorkspaceMode),
+    "workspace_path": lambda key, value: check_workspace(absolute_path(key, value)),
+    "mounts": list_of(_mount, "a list of tables {source, target, mode}"),
+    "hide": list_of(absolute_path, "a list of absolute paths or of paths that begin with ~/"),
+    **CAP_PARSERS,
+    "user": parse_user,
+    "on_missing_cap": choice(MissingCap),
+    "rlimits": parse_rlimits,
+    "home_size": size_of(MIB),
+    "tmp_size": size_of(MIB),
+    "shm_size": size_of(MIB),
+    "run_size": size_of(MIB),
+    "overlay_size": size_of(MIB),
+    "inodes": integer(1000, 2**31 - 1),
+    "network": choice(NetworkPolicy),
+    "env_pass": list_of(
+        pattern(_NAME, "the name of an environment variable"), "a list of names of variables"
     ),
-    "hostname": _pattern(_HOSTNAME, "a host name of small letters, digits and '-', up to 63"),
-    "transport": _choice(Transport),
-    "start_timeout": _number(1.0, 600.0),
+    "hostname": pattern(_HOSTNAME, "a host name of small letters, digits and '-', up to 63"),
+    "transport": choice(Transport),
+    "start_timeout": number(1.0, 600.0),
 }
 
 #: Every key that a kernelspec's config may have, for the reference and for completion.

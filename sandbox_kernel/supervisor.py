@@ -27,11 +27,12 @@ from typing import Any, Final
 import zmq
 
 from . import hostpaths, rundir
+from .capevents import CapEvents
 from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
 from .console import Console
-from .death import Cause, Death, explain
+from .death import Cause, Death
 from .engine import capabilities, cgroups, container, idmap, process, rootfs, seccomp
-from .engine.cgroups import CgroupEvents, CgroupUsage, KernelCgroup
+from .engine.cgroups import KernelCgroup
 from .engine.container import Container
 from .engine.idmap import IdPlan
 from .engine.init import InitPlan, Workload
@@ -159,6 +160,8 @@ def _build(
     front_ends = _listen(stack, request, leftovers)
     reached(Step.CGROUP)
     cgroup = _make_cgroup(stack, request, shared)
+    events = CapEvents(cgroup, request.spec.caps, request.spec.user.caps)
+    stack.callback(events.close)
     container.enter_boundary(ids)
     console = Console()
     stack.callback(console.close)
@@ -175,6 +178,7 @@ def _build(
         cwd=cwd,
         console=console.write_end,
         keep=(bound_write,),
+        rlimits=spec.rlimits,
     )
     try:
         box = container.spawn(plan, workload, cgroup.join)
@@ -183,6 +187,7 @@ def _build(
             lifeline.notice(line)
         raise
     stack.callback(box.close)
+    stack.callback(_resume, cgroup)  # a frozen process of v1 does not even take a SIGKILL
     os.close(bound_write)
     console.close_write_end()
     reached(Step.LOCK_DOWN)
@@ -193,8 +198,10 @@ def _build(
         log=lifeline.notice,
     )  # fmt: skip
     stack.callback(proxy.close)
+    for warning in cgroup.warnings:
+        proxy.announce(warning)
     return Supervisor(
-        request, lifeline, cgroup, box, console, proxy, front_ends, bound_read, deadline
+        request, lifeline, cgroup, events, box, console, proxy, front_ends, bound_read, deadline
     )
 
 
@@ -215,10 +222,18 @@ def _make_cgroup(
         uid=os.getuid(),
         hint=shared.cgroup_hint,
         on_missing=request.spec.on_missing_cap,
+        user=request.spec.user,
     )
     stack.callback(group.remove)
     stack.callback(group.kill)
     return group
+
+
+def _resume(group: KernelCgroup) -> None:
+    """Before anything is killed. Never raises."""
+    if group.can_pause:
+        with contextlib.suppress(SandboxError, OSError):
+            group.resume()
 
 
 def _endpoints(link: Link, info: ConnectionInfo) -> KernelEndpoints:
@@ -264,6 +279,7 @@ class Supervisor:
         request: LaunchRequest,
         lifeline: Lifeline,
         cgroup: KernelCgroup,
+        events: CapEvents,
         box: Container,
         console: Console,
         proxy: Proxy,
@@ -274,6 +290,7 @@ class Supervisor:
         self.request = request
         self.lifeline = lifeline
         self.cgroup = cgroup
+        self.events = events
         self.box = box
         self.console = console
         self.proxy = proxy
@@ -292,6 +309,7 @@ class Supervisor:
             box.pidfd: self._init_gone,
             console.read_end: self._from_console,
             bound: self._kernel_bound,
+            events.fileno(): self._from_cgroup,
         }
         for fd in self.actions:
             self.poller.register(fd, zmq.POLLIN)
@@ -341,12 +359,14 @@ class Supervisor:
                     self.box.signal(order.number)
             case Kill():
                 self.on_order = True
+                _resume(self.cgroup)
                 self.box.kill()
 
     def _client_is_gone(self) -> None:
         """However it died: nothing of the sandbox outlives it."""
         self._forget(self.lifeline.fileno())
         self.on_order = True
+        _resume(self.cgroup)
         self.box.kill()
 
     def _from_init(self) -> None:
@@ -382,6 +402,10 @@ class Supervisor:
         if self.console.at_end:
             self._forget(self.console.read_end)
 
+    def _from_cgroup(self) -> None:
+        for line in self.events.news():
+            self.lifeline.notice(line)
+
     def _kernel_bound(self) -> None:
         self._forget(self.bound)
         said = os.read(self.bound, 1)
@@ -408,13 +432,7 @@ class Supervisor:
         return KernelStartError("the kernel did not come up inside the sandbox", cause=cause)
 
     def _death(self) -> Death:
-        return explain(
-            self.status,
-            self.request.spec.caps,
-            _quietly(self.cgroup.events, CgroupEvents()),
-            _quietly(self.cgroup.usage, CgroupUsage()),
-            on_order=self.on_order or self._ended_as_asked(),
-        )
+        return self.events.death(self.status, on_order=self.on_order or self._ended_as_asked())
 
     def _ended_as_asked(self) -> bool:
         """By a signal that the client sent, but for the one that means: interrupt the cell."""
@@ -449,11 +467,3 @@ def _status(message: dict[str, Any]) -> ExitStatus | None:
     if isinstance(number, int) and 0 < number < 128:
         return ExitStatus(signal=number)
     return None
-
-
-def _quietly(read: Callable[[], Any], otherwise: Any) -> Any:
-    """Counters that cannot be read any more explain nothing and stop nothing."""
-    try:
-        return read()
-    except (SandboxError, OSError):
-        return otherwise

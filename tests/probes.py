@@ -18,6 +18,10 @@ from typing import Final
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 
+#: How many times longer than usual anything may take here: ``make test-vm`` sets it for a machine
+#: that is emulated. Deadlines of the tests are to be multiplied by it.
+TIMEOUT_FACTOR: Final = float(os.environ.get("SANDBOX_KERNEL_TIMEOUT_FACTOR") or 1)
+
 
 def _subordinate_ids() -> str | None:
     """newuidmap and a range for this user."""
@@ -38,13 +42,61 @@ def _subordinate_ids() -> str | None:
 
 def _cgroups() -> str | None:
     """A cgroup directory in which this user may make another."""
-    name = os.environ.get("SANDBOX_KERNEL_CGROUP")
+    name = os.environ.get("SANDBOX_KERNEL_CGROUP", "").strip("/")
     if not name:
         return "SANDBOX_KERNEL_CGROUP names no cgroup that was handed to this user"
+    if _unified():
+        path = CGROUP_ROOT / name
+        missing = {"memory", "pids", "cpu"} - set(_words(path / "cgroup.controllers"))
+        if missing or not os.access(path, os.W_OK):
+            return f"{path} is not writable, or is without {', '.join(missing) or 'nothing'}"
+        return None
     for controller in ("memory", "pids", "cpu"):
         if not os.access(CGROUP_ROOT / controller / name, os.W_OK):
             return f"{CGROUP_ROOT / controller / name} is not writable"
     return None
+
+
+def _cgroup_v1() -> str | None:
+    """The controllers are on v1, though there may be a v2 beside it."""
+    return "this machine has cgroup v2 alone" if _unified() else None
+
+
+def _cgroup_v2() -> str | None:
+    """All controllers are on v2."""
+    return None if _unified() else "the controllers of this machine are on cgroup v1"
+
+
+def _controller(name: str) -> Callable[[], str | None]:
+    """A controller that was handed to this user with the others."""
+
+    def probe() -> str | None:
+        if reason := _cgroups():
+            return reason
+        given = os.environ["SANDBOX_KERNEL_CGROUP"].strip("/")
+        if _unified():
+            there = name in _words(CGROUP_ROOT / given / "cgroup.controllers")
+        elif name == "hugetlb":
+            there = name in _words(CGROUP_ROOT / "unified" / given / "cgroup.controllers")
+        else:
+            v1_name = {"io": "blkio"}.get(name, name)
+            there = os.access(CGROUP_ROOT / v1_name / given, os.W_OK)
+        return None if there else f"the controller {name} was not handed to this user"
+
+    return probe
+
+
+def _unified() -> bool:
+    return (CGROUP_ROOT / "cgroup.controllers").exists()
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+def _disk() -> str | None:
+    """The temporary folder lies on a block device, so that there is something to be limited."""
+    return None if os.major(os.stat("/var/tmp").st_dev) else "/var/tmp lies on no block device"
 
 
 def _landlock() -> str | None:
@@ -66,7 +118,13 @@ def _root() -> str | None:
 
 #: name → None where the thing is there, else the reason to give
 PROBES: Final[dict[str, Callable[[], str | None]]] = {
+    "cgroup-v1": _cgroup_v1,
+    "cgroup-v2": _cgroup_v2,
     "cgroups": _cgroups,
+    "cpuset": _controller("cpuset"),
+    "disk": _disk,
+    "hugetlb": _controller("hugetlb"),
+    "io": _controller("io"),
     "landlock": _landlock,
     "root": _root,
     "subordinate-ids": _subordinate_ids,

@@ -148,9 +148,10 @@ def _mounts() -> Iterator[str]:
 
 def _cgroups() -> Iterator[str]:
     """Directories below the cgroup that was handed to this user, in every hierarchy."""
-    name = os.environ.get("SANDBOX_KERNEL_CGROUP")
+    name = os.environ.get("SANDBOX_KERNEL_CGROUP", "").strip("/")
     if name:
-        for top in Path("/sys/fs/cgroup").glob(f"*/{name}"):
+        root = Path("/sys/fs/cgroup")
+        for top in (root / name, *root.glob(f"*/{name}")):
             yield from (str(path) for path in top.rglob("*") if path.is_dir())
 
 

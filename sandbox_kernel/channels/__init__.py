@@ -7,6 +7,7 @@
       lane           ROUTER ↔ DEALER: shell, control, stdin, heartbeat
       broadcast      XPUB: iopub to every subscriber, with bounded memory
       pending        requests that a client still waits for
+      announcements  what the user reads in the output of the next cell
       monitoring     which links to the kernel were cut and made again
     messages     frames, signatures, headers; what the proxy itself says
     connection   the connection file

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..errors import ProtocolError
+from .announcements import Announcements
 from .answers import Answers
 from .connection import Channel
 from .limits import MessageLimits
@@ -43,12 +44,14 @@ class Judge:
         limits: MessageLimits,
         pending: PendingTable,
         answers: Answers,
+        announcements: Announcements,
         report: Report,
     ) -> None:
         self._signer = signer
         self._limits = limits
         self._pending = pending
         self._answers = answers
+        self._announcements = announcements
         self._report = report
 
     def request(self, channel: Channel, frames: list[bytes]) -> bool:
@@ -65,6 +68,8 @@ class Judge:
                 channel, message.identities, header, message.header
             ):
                 self._report(f"forgot a request: {self._limits.max_pending} wait already")
+            if header.msg_type == "execute_request":
+                self._announcements.deliver(message.header, message.content)
         return True
 
     def reply(self, channel: Channel, frames: list[bytes]) -> bool:

@@ -32,6 +32,7 @@ from typing import Final
 import zmq
 
 from ..errors import ChannelError, describe_errno
+from .announcements import Announcements
 from .answers import Answers
 from .broadcast import Broadcast
 from .connection import Channel, ConnectionInfo
@@ -135,7 +136,8 @@ class Proxy:
         self._pending = PendingTable(limits.max_pending)
         self._broadcast = Broadcast(fronts[Channel.IOPUB], limits, composer, report)
         self._answers = Answers(composer, self._broadcast, fronts, self._pending)
-        judge = Judge(signer, limits, self._pending, self._answers, report)
+        self._announcements = Announcements(self._broadcast, composer)
+        judge = Judge(signer, limits, self._pending, self._answers, self._announcements, report)
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
             self._pending, self._answers, report,
@@ -220,6 +222,10 @@ class Proxy:
         Only while a client is slow is there something to be tried again without an event.
         """
         return self._broadcast.timeout_ms()
+
+    def announce(self, text: str) -> None:
+        """Tell the user in the notebook: a line on the standard error of the next cell."""
+        self._announcements.add(text)
 
     def fail_pending(self, ename: str, evalue: str, traceback: Sequence[str]) -> None:
         """The kernel is dead: answer what is and will be asked, with an error.

@@ -36,6 +36,8 @@ class Workload:
     """Where standard output and error go; standard input is the sandbox's own /dev/null."""
     keep: tuple[int, ...] = ()
     """Descriptors that the workload needs besides 0, 1 and 2."""
+    rlimits: tuple[tuple[str, int], ...] = ()
+    """Limits of each of its processes by name; they only lower what is there."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _run_workload(workload: Workload, channel: socket.socket) -> int:
     os.setsid()
     process.default_signals()
     prctl(Prctl.SET_DUMPABLE, 1)
-    process.apply_rlimits()
+    process.apply_rlimits(workload.rlimits)
     os.umask(0o022)
     channel.close()
     process.close_all_but([0, 1, 2, *workload.keep])

@@ -6,8 +6,9 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn
 
 from ..syscalls import Prctl, close_range, prctl
@@ -74,6 +75,26 @@ def fork_into(run: Callable[[], int]) -> int:
     return pid
 
 
+def adopt_orphans() -> None:
+    """From now on what descends from this process and loses its parent becomes its child."""
+    prctl(Prctl.SET_CHILD_SUBREAPER, 1)
+
+
+def children() -> list[int]:
+    """Of the calling thread, zombies included. None is given to another until it is waited for."""
+    try:
+        return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+    except OSError:  # the system was built without this file
+        return []
+
+
+def ended_children() -> Iterator[tuple[int, ExitStatus]]:
+    """Wait for each child that has ended, adopted ones too; never for one that lives."""
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            yield found[0], ExitStatus.from_wait(found[1])
+
+
 def exit_now(code: int) -> NoReturn:
     """Leave without running what the parent registered."""
     os._exit(code)
@@ -101,13 +122,17 @@ def default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def apply_rlimits() -> None:
-    """Bound what cgroups do not, for this process and its children; never raises a limit."""
-    for kind, value in KERNEL_RLIMITS:
+def apply_rlimits(wanted: Sequence[tuple[str, int]] = ()) -> None:
+    """Bound what cgroups do not, for this process and its children; never raises a limit.
+
+    ``wanted`` are further limits by name, such as ``("nofile", 1024)``; of two the lower one holds.
+    """
+    own = [(getattr(resource, f"RLIMIT_{name.upper()}"), value) for name, value in wanted]
+    for kind, value in (*KERNEL_RLIMITS, *own):
         soft, hard = resource.getrlimit(kind)
-        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        keep_soft = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
-        resource.setrlimit(kind, (keep_soft, wanted))
+        lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        keep_soft = lower if soft == resource.RLIM_INFINITY else min(soft, lower)
+        resource.setrlimit(kind, (keep_soft, lower))
 
 
 def limit_memory(size: int) -> None:

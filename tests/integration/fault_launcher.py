@@ -1,4 +1,4 @@
-"""A launcher with an observer: it fails, is killed or stops, at one step of set-up.
+"""A launcher with an observer: it fails, is killed or hangs, at one step of set-up.
 
 Run as a script by tests: ``fault_launcher.py STEP ACTION --socket FD``. Production code has no such
 switch; the observer is put in here, in a process that only tests start.
@@ -34,6 +34,8 @@ def observe(step: steps.Step) -> None:
             os.kill(LAUNCHER, signal.SIGKILL)
         case "stop":  # as a process does that waits for a file system that does not answer
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "hang":  # the same for a sandbox's pid 1, which cannot stop itself
+            signal.pause()
         case _:
             raise ValueError(ACTION)
 

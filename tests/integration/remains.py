@@ -218,11 +218,13 @@ def _pids(lines: list[str]) -> list[int]:
 
 
 def cgroup_directories() -> Iterator[Path]:
-    """Below the cgroup that was handed to this user, in every hierarchy."""
-    if name := os.environ.get("SANDBOX_KERNEL_CGROUP"):
-        for top in Path("/sys/fs/cgroup").glob(f"*/{name.strip('/')}"):
+    """Below the cgroup that was handed to this user, in every hierarchy; without our own leaf."""
+    if name := os.environ.get("SANDBOX_KERNEL_CGROUP", "").strip("/"):
+        root = Path("/sys/fs/cgroup")
+        for top in (root / name, *root.glob(f"*/{name}")):
             # not rglob: it fails where a directory vanishes while it looks
-            yield from (Path(path) for path, _, _ in os.walk(top) if path != str(top))
+            here = (Path(path) for path, _, _ in os.walk(top))
+            yield from (path for path in here if path not in (top, top / "tests"))
 
 
 def _mounts(folder: Path) -> Iterator[str]:

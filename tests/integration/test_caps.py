@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import re
+import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,11 @@ from integration.remains import (
 )
 from integration.sandboxes import run_cell, started, value
 
+from sandbox_kernel.engine.cgroups import running
+from sandbox_kernel.errors import CgroupError
 from sandbox_kernel.protocol import Exited
 from sandbox_kernel.provisioner import SandboxProvisioner
+from sandbox_kernel.spec import parse_spec
 
 pytestmark = pytest.mark.needs("cgroups")
 
@@ -172,6 +179,133 @@ def test_half_a_cpu_is_half_a_cpu(here: Ground) -> None:
         assert 0.1 < float(cell.stdout) < 0.6
 
 
+# -- the other caps --------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("cpuset")
+def test_the_cpuset_is_what_python_sees(here: Ground) -> None:
+    with started(here.folder, {"cpuset_cpus": "0"}) as (_, client):
+        seen = "sorted(__import__('os').sched_getaffinity(0))"
+        assert value(client, seen) == [0]
+        cell = run_cell(client, "import os; os.sched_setaffinity(0, {1})")
+        assert cell.ename == "OSError" and "Invalid argument" in cell.evalue
+        assert value(client, seen) == [0]
+
+
+CHILD_LIMITS = """
+import os, resource
+for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_RTPRIO):
+    print(resource.getrlimit(kind)[1])
+try:
+    [os.dup(0) for _ in range(1000)]
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_limits_of_each_process_are_only_lowered(here: Ground) -> None:
+    """The sandbox's own limit on rtprio is lower than what is asked for here."""
+    with started(here.folder, {"rlimits": {"nofile": 256, "rtprio": 50}}) as (_, client):
+        code = (
+            "import subprocess, sys\n"
+            f"child = {CHILD_LIMITS!r}\n"
+            "print(subprocess.check_output([sys.executable, '-c', child], text=True))"
+        )
+        assert run_cell(client, code).stdout.split("\n")[:3] == ["256", "0", "Too many open files"]
+
+
+def test_only_the_devices_that_may_be_used_are_there(here: Ground) -> None:
+    with started(here.folder, {"devices": ["/dev/urandom"]}) as (_, client):
+        nodes = "sorted(n for n in ('null', 'zero', 'full', 'random', 'urandom', 'tty')"
+        code = f"{nodes} if __import__('os').path.exists('/dev/' + n))"
+        assert value(client, code) == ["null", "urandom"]
+        assert value(client, "len(open('/dev/urandom', 'rb').read(8))") == 8
+
+
+def test_a_paused_kernel_uses_no_cpu_and_answers_after_resume(here: Ground) -> None:
+    with started(here.folder, {"pids": 64, "cpus": 1.5}) as (km, client):
+        code = (
+            "import threading\n"
+            "threading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()"
+        )
+        assert run_cell(client, code).ok
+        (group,) = running(os.getuid(), os.environ["SANDBOX_KERNEL_CGROUP"])
+        group.pause()
+        used = group.usage().cpu_usec
+        msg_id = client.execute("6 * 7")
+        with pytest.raises(queue.Empty):
+            client.get_shell_msg(timeout=1)
+        assert group.usage().cpu_usec == used
+        group.resume()
+        reply = client.get_shell_msg(timeout=60)
+        assert reply["parent_header"]["msg_id"] == msg_id
+        assert reply["content"]["status"] == "ok"
+        group.pause()
+        km.shutdown_kernel(now=True)  # as if it were not paused
+
+
+def test_a_cap_of_a_kernel_that_runs_is_changed(here: Ground) -> None:
+    with started(here.folder, {"memory": "256M"}) as (_, client):
+        (group,) = running(os.getuid(), os.environ["SANDBOX_KERNEL_CGROUP"])
+        group.update(parse_spec({"memory": "512M"}).caps)
+        assert run_cell(client, "kept = bytes(320 * 2**20).replace(b'\\0', b'x')").ok
+
+
+# -- the total of a user ---------------------------------------------------------------------------
+
+
+def test_the_memory_of_the_user_is_told_from_that_of_the_kernel(here: Ground) -> None:
+    """Both caps bind: this one ends by the user's, the next by its own."""
+    greedy = "data = [bytes(16 * 2**20).replace(b'\\0', b'x') for _ in range(64)]"
+    config: dict[str, Any] = {"memory": "1G", "user": {"memory": "256M"}}
+    with started(here.folder, config) as (km, client):
+        cell = run_cell(client, greedy)
+        assert cell.ename == "MemoryCapExceeded"
+        whose = "all kernels of this user together used the memory they may use (256 MiB), peak "
+        assert cell.evalue.startswith(whose)
+        assert end_of(km).reason == cell.evalue
+    config = {"memory": "256M", "user": {"memory": "1G"}}
+    with started(here.folder, config) as (km, client):
+        cell = run_cell(client, greedy)
+        assert cell.evalue.startswith("the kernel reached its memory cap of 256 MiB, peak ")
+    assert list(cgroup_directories()) == []
+
+
+def test_one_kernel_more_than_the_user_may_have(here: Ground) -> None:
+    config = {"user": {"kernels": 1}}
+    with started(here.folder, config) as (_, client):
+        with pytest.raises(CgroupError) as caught, started(here.folder, config):
+            pass
+        assert caught.value.message.startswith("1 kernels of this user run already")
+        assert value(client, "1 + 1") == 2
+    with started(here.folder, config) as (_, client):
+        assert value(client, "1 + 1") == 2
+
+
+# -- what the log says of a kernel that lives on ---------------------------------------------------
+
+
+def test_a_child_that_was_killed_for_memory_is_in_the_log(
+    here: Ground, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with started(here.folder, {"memory": "384M"}) as (km, client):
+        code = (
+            "import subprocess, sys\n"
+            "greedy = 'data = [bytearray(8 * 2**20) for _ in range(1000)]'\n"
+            "print(subprocess.run([sys.executable, '-c', greedy]).returncode)"
+        )
+        assert run_cell(client, code).stdout == "-9\n"
+        end = time.monotonic() + 30
+        wanted = "a process was killed: the kernel reached its memory cap of 384 MiB, peak "
+        assert isinstance(km.provisioner, SandboxProvisioner)
+        while wanted not in caplog.text and time.monotonic() < end:
+            assert km.provisioner.sandbox is not None
+            select.select([km.provisioner.sandbox], [], [], 1)
+            assert km.is_alive()  # which takes in what the supervisor has said
+        assert wanted in caplog.text
+
+
 # -- what is seen of it ---------------------------------------------------------------------------
 
 
@@ -247,7 +381,15 @@ def test_on_missing_cap_warn_starts_and_says_so(
 ) -> None:
     config: dict[str, Any] = {"memory": "512M", "pids": 128, "on_missing_cap": "warn"}
     with started(nothing_delegated.folder, config) as (_, client):
-        assert value(client, "1 + 1") == 2
+        msg_id = client.execute("1", silent=True)  # whose output no front end shows
+        while client.get_shell_msg(timeout=60)["parent_header"]["msg_id"] != msg_id:
+            pass
+        first, second = run_cell(client, "1 + 1"), run_cell(client, "1 + 1")
+    assert (first.result, second.result, second.stderr) == ("2", "2", "")
+    lines = first.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"[sandbox] the cap {cap} is not enforced" for cap in ("memory", "pids")
+    ]
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     for cap, controller in (("memory", "memory"), ("pids", "pids")):
         (warning,) = [text for text in said if text.startswith(f"the cap {cap} is not enforced: ")]

@@ -7,7 +7,6 @@ and fails if anything is left in it.
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import signal
@@ -15,31 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from integration.groups import MIB, PATIENCE, Child, Delegated, children, delegated_directory
 
-from sandbox_kernel.engine.cgroups import KernelCgroup, Version, create, hierarchies, sweep
+from sandbox_kernel.engine.cgroups import KernelCgroup, sweep
 from sandbox_kernel.errors import CgroupError
-from sandbox_kernel.spec import Caps, MissingCap
 
 pytestmark = pytest.mark.needs("cgroups")
 
-MIB = 1024**2
-PATIENCE = 30.0
-"""Seconds after which a child that should have ended is a failure."""
-
-_numbers = itertools.count()
-
-#: Joins the group given as JSON, says so, waits for a line, then runs the rest.
-JOINED = """
-import errno, json, os, signal, sys, time
-from sandbox_kernel.engine.cgroups import KernelCgroup
-KernelCgroup.from_dict(json.loads(sys.argv[1])).join()
-print("joined", flush=True)
-sys.stdin.readline()
-"""
 BOMB = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("armed", flush=True)
@@ -51,115 +36,16 @@ while True:
 """
 
 
-@dataclass(frozen=True)
-class Delegated:
-    """One directory of this test's own in every hierarchy."""
-
-    hint: str
-    directories: tuple[Path, ...]
-
-    def path(self, controller: str) -> Path:
-        """Where the controller is, as the user of the test sees it."""
-        for hierarchy in hierarchies(Path("/proc")):
-            path = hierarchy.mount / self.hint
-            if controller in hierarchy.controllers and path in self.directories:
-                return path
-        raise LookupError(controller)
-
-    def create(
-        self, name: str = "kernel-t", hint: str | None = None, **caps: float
-    ) -> KernelCgroup:
-        return create(
-            Caps(**caps),  # type: ignore[arg-type]
-            name,
-            uid=os.getuid(),
-            hint=hint or self.hint,
-            on_missing=MissingCap.ERROR,
-        )
-
-    def leaves(self) -> list[Path]:
-        return [p for d in self.directories for p in d.rglob("kernel-*") if p.is_dir()]
-
-
 @pytest.fixture
 def delegated() -> Iterator[Delegated]:
-    given = os.environ["SANDBOX_KERNEL_CGROUP"].strip("/")
-    hint = f"{given}/t{os.getpid()}-{next(_numbers)}"
-    made = []
-    for hierarchy in hierarchies(Path("/proc")):
-        above = hierarchy.mount / given
-        if not above.is_dir():
-            continue
-        if hierarchy.version is Version.V2:
-            (above / "cgroup.subtree_control").write_text("+cpu +memory +pids")
-        (hierarchy.mount / hint).mkdir()
-        made.append(hierarchy.mount / hint)
-    here = Delegated(hint, tuple(made))
-    yield here
-    left = here.leaves()
-    for directory in made:
-        # After a failed test: kill what is there, so that the next one starts clean.
-        for path in sorted((p for p in directory.rglob("*") if p.is_dir()), reverse=True):
-            _clear(path)
-        directory.rmdir()
-    assert not left
-
-
-def _clear(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        for pid in (path / "cgroup.procs").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
-        try:
-            path.rmdir()
-        except OSError:
-            time.sleep(0.01)
-        else:
-            return
-
-
-class Child:
-    """A process in the group that waits for :meth:`go`."""
-
-    def __init__(self, group: KernelCgroup, code: str) -> None:
-        command = [sys.executable, "-c", JOINED + code, json.dumps(group.to_dict())]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        assert self.line() == "joined"
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def go(self) -> Child:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self
-
-    def wait(self) -> int:
-        return self.process.wait(PATIENCE)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE)
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+    with delegated_directory() as here:
+        yield here
 
 
 @pytest.fixture
 def start() -> Iterator[type[Child]]:
-    children: list[Child] = []
-
-    class Kept(Child):
-        def __init__(self, group: KernelCgroup, code: str) -> None:
-            super().__init__(group, code)
-            children.append(self)
-
-    yield Kept
-    for child in children:
-        child.close()
+    with children() as kept:
+        yield kept
 
 
 # -- memory --------------------------------------------------------------------------------------
@@ -193,7 +79,8 @@ def test_memory_within_the_cap_is_not_touched(delegated: Delegated, start: type[
 
 def test_which_cap_it_was(delegated: Delegated, start: type[Child]) -> None:
     """The user's cap is below the kernel's: the kill counts in the kernel's group all the same."""
-    (delegated.path("memory") / "memory.limit_in_bytes").write_text(str(64 * MIB))
+    size = 64 * MIB
+    delegated.limit("memory", v1=f"memory.limit_in_bytes {size}", v2=f"memory.max {size}")
     group = delegated.create(memory=256 * MIB)
     assert start(group, "bytearray(200 * 2**20)").go().wait() == -signal.SIGKILL
     events = group.events()
@@ -312,6 +199,7 @@ def test_join_pid_moves_another_process(delegated: Delegated) -> None:
     assert group.remove() == ()
 
 
+@pytest.mark.needs("cgroup-v1")
 def test_a_refusal_in_the_middle_leaves_nothing(delegated: Delegated) -> None:
     """The directory above has a quarter of a core, so the kernel refuses one core below it."""
     (delegated.path("cpu") / "cpu.cfs_quota_us").write_text("25000")

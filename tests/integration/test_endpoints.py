@@ -371,8 +371,15 @@ def test_starts_that_were_given_up_while_the_launcher_was_busy(
 
 # -- a supervisor that hangs while it builds -------------------------------------------------------
 
-HANGS = [Step.LISTEN, Step.CGROUP, Step.ID_MAP, Step.VETH, Step.LOCK_DOWN, Step.BOUND]
-"""Steps of the supervisor itself, before and after it has made something."""
+HANGS = [
+    *((step, "stop") for step in (
+        Step.LISTEN, Step.CGROUP, Step.ID_MAP, Step.VETH, Step.LOCK_DOWN, Step.BOUND,
+    )),
+    *((step, "hang") for step in (
+        Step.JOIN_CGROUP, Step.NAMESPACES, Step.SOURCES, Step.ROOTFS, Step.SECCOMP,
+    )),
+]  # fmt: skip
+"""Steps of the supervisor itself, and of the stage and the init, for which it then waits."""
 
 
 async def stopped(command: tuple[str, ...]) -> int:
@@ -386,14 +393,14 @@ async def stopped(command: tuple[str, ...]) -> int:
         await asyncio.sleep(0.01)  # nobody but its parent is told of a stop
 
 
-@pytest.mark.parametrize("step", HANGS)
+@pytest.mark.parametrize(("step", "action"), HANGS)
 def test_a_start_that_hangs_fails_in_time(
-    step: Step, here: Ground, monkeypatch: pytest.MonkeyPatch
+    step: Step, action: str, here: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sandbox_kernel.provisioner._START_MARGIN", 0.5)
     monkeypatch.setattr("sandbox_kernel.provisioner._KILL_TIMEOUT", 0.5)
-    monkeypatch.setattr(SandboxProvisioner, "_launcher_command", fault(step, "stop"))
-    warm_up(fault(step, "stop"))
+    monkeypatch.setattr(SandboxProvisioner, "_launcher_command", fault(step, action))
+    warm_up(fault(step, action))
     km = manager(here.folder, {"start_timeout": 1})
     before = time.monotonic()
     with pytest.raises(KernelStartError) as caught:

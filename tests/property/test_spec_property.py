@@ -11,14 +11,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sandbox_kernel.caps import format_numbers, parse_numbers
 from sandbox_kernel.errors import SpecError
 from sandbox_kernel.spec import (
+    CAP_KEYS,
     CPUS_MAXIMUM,
     CPUS_MINIMUM,
+    DEVICE_NODES,
     KEYS,
     MEMORY_MINIMUM,
     PIDS_MAXIMUM,
     PIDS_MINIMUM,
+    RLIMITS,
     SYSTEM_TARGETS,
     SandboxSpec,
     parse_size,
@@ -182,6 +186,38 @@ def test_a_key_is_known_or_refused(key: str, value: object) -> None:
     assert "memory" in caught.value.allowed
 
 
+@bounded
+@given(value=ANYTHING | EDGES | st.integers(-1, 10_001))
+def test_whatever_is_given_for_cpu_weight(value: object) -> None:
+    result = outcome("cpu_weight", value)
+    possible = type(value) is int and 1 <= value <= 10_000
+    assert possible is not isinstance(result, SpecError)
+
+
+@bounded
+@given(text=st.text("0123456789,-", max_size=12) | st.text(max_size=8))
+@example(text="0-8191")
+@example(text="0-8192")
+@example(text="1-0")
+@example(text="")
+@example(text="٣")
+def test_a_list_of_cpus_is_a_set_of_numbers_or_refused(text: str) -> None:
+    numbers = parse_numbers(text)
+    result = outcome("cpuset_cpus", text)
+    if numbers is None:
+        assert isinstance(result, SpecError)
+        return
+    assert numbers and max(numbers) <= 8191
+    assert parse_numbers(result) == numbers
+    assert result == format_numbers(numbers) and len(result) <= len(text) + 4
+
+
+@bounded
+@given(numbers=st.frozensets(st.integers(0, 8191), min_size=1, max_size=40))
+def test_a_set_of_numbers_survives_its_text(numbers: frozenset[int]) -> None:
+    assert parse_numbers(format_numbers(numbers)) == numbers
+
+
 # -- whole specs -------------------------------------------------------------------------------
 
 SEGMENTS = st.text(
@@ -196,16 +232,44 @@ SIZES = st.integers(2**20, LARGEST) | st.sampled_from(["1M", "1.5G", "2TiB", "10
 MOUNTS = st.fixed_dictionaries(
     {"source": PATHS}, optional={"target": PATHS, "mode": st.sampled_from(["ro", "rw", "overlay"])}
 )
+LISTS = st.frozensets(st.integers(0, 8191), min_size=1, max_size=9).map(format_numbers)
+IO = st.builds(
+    lambda where, rates: where | rates,
+    PATHS.map(lambda path: {"path": path})
+    | st.sampled_from(["/dev/vda", "8:0"]).map(lambda device: {"device": device}),
+    st.dictionaries(
+        st.sampled_from(["read_bps", "write_bps", "read_iops", "write_iops", "weight"]),
+        st.integers(10, 1000),
+        min_size=1,
+    ),
+)
+#: Whatever is together here is possible together.
+CAPS: Final[dict[str, st.SearchStrategy[Any]]] = {
+    "memory": st.integers(2**60, LARGEST),
+    "memory_high": st.integers(MEMORY_MINIMUM, 2**60),
+    "memory_low": st.integers(2**20, 2**60),
+    "cpus": st.floats(CPUS_MINIMUM, CPUS_MAXIMUM),
+    "cpu_weight": st.integers(1, 10_000),
+    "cpuset_cpus": LISTS,
+    "cpuset_mems": LISTS,
+    "cpu_rt": st.floats(0.001, 1.0),
+    "pids": st.integers(PIDS_MINIMUM, PIDS_MAXIMUM),
+    "io": st.lists(IO, max_size=3),
+    "hugetlb": st.dictionaries(st.sampled_from(["64KB", "2MB", "1GB"]), st.integers(0, LARGEST)),
+    "net_classid": st.integers(1, 2**32 - 1),
+    "net_prio": st.dictionaries(st.sampled_from(["eth0", "lo"]), st.integers(0, 2**31 - 1)),
+}
 VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
+    **CAPS,
+    "devices": st.lists(st.sampled_from(DEVICE_NODES)),
+    "user": st.fixed_dictionaries({}, optional=CAPS | {"kernels": st.integers(1, 10_000)}),
+    "rlimits": st.dictionaries(st.sampled_from(sorted(RLIMITS)), st.integers(2**28, 2**31 - 1)),
     "identity": st.sampled_from(["keep-id", "root", "isolated"]),
     "id_range": st.integers(0, 2**31 - 1),
     "workspace": st.sampled_from(["rw", "ro", "overlay"]),
     "workspace_path": PATHS,
     "mounts": st.lists(MOUNTS, max_size=3),
     "hide": st.lists(PATHS, max_size=3),
-    "memory": st.integers(MEMORY_MINIMUM, LARGEST),
-    "cpus": st.floats(CPUS_MINIMUM, CPUS_MAXIMUM),
-    "pids": st.integers(PIDS_MINIMUM, PIDS_MAXIMUM),
     "on_missing_cap": st.sampled_from(["error", "warn"]),
     **{f"{name}_size": SIZES for name in ("home", "tmp", "shm", "run", "overlay")},
     "inodes": st.integers(1000, 2**31 - 1),
@@ -219,7 +283,7 @@ CONFIGS = st.fixed_dictionaries({}, optional=VALUES)
 
 
 def test_the_strategy_above_knows_every_key() -> None:
-    assert set(VALUES) == set(KEYS)
+    assert {*VALUES, "memory_swap"} == set(KEYS)  # which is nothing without memory
 
 
 @bounded
@@ -260,7 +324,7 @@ def test_a_key_changes_nothing_but_itself(config: dict[str, Any]) -> None:
 
 
 def _read(spec: SandboxSpec, key: str) -> Any:
-    if key in ("memory", "cpus", "pids"):
+    if key in CAP_KEYS:
         return getattr(spec.caps, key)
     if key == "inodes" or key.endswith("_size"):
         return getattr(spec.tmpfs, key.removesuffix("_size"))

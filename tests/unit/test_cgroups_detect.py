@@ -113,6 +113,23 @@ def test_hint_then_own_then_conventional(machine: Machine) -> None:
     assert found() == (conventional, Source.CONVENTIONAL)
 
 
+def test_io_is_what_v1_calls_blkio(machine: Machine) -> None:
+    mount = machine.v1("blkio")
+    (mount / "a").mkdir()
+    place = machine.find("io", "a")
+    assert isinstance(place, Place)
+    assert (place.controller, place.directory) == ("io", mount / "a")
+
+
+@pytest.mark.parametrize("controller", ["net_cls", "net_prio"])
+def test_what_v2_never_had_is_said_to_be_of_v1(machine: Machine, controller: str) -> None:
+    machine.v2()
+    message = machine.message(controller)
+    assert message == f"controller {controller} is not available: cgroup v2 has no such controller"
+    machine.v1("memory")
+    assert "no cgroup file system that is mounted has it" in machine.message(controller)
+
+
 def test_a_hint_needs_no_leading_slash(machine: Machine) -> None:
     mount = machine.v1("memory")
     (mount / "a").mkdir()

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sandbox_kernel.death import Cause, Death, explain, human_size
+from sandbox_kernel.death import Cause, Death, explain, human_size, tell
 from sandbox_kernel.engine.cgroups import CgroupEvents, CgroupUsage
 from sandbox_kernel.engine.process import ExitStatus
 from sandbox_kernel.spec import GIB, MIB, Caps
@@ -30,6 +30,48 @@ def death(
 
 
 # -- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "above"),
+    [
+        (CgroupEvents(oom_kill=1, oom=1, oom_above=0, memory_limit=3, memory_limit_above=9), False),
+        (CgroupEvents(oom_kill=1, oom=0, oom_above=1, memory_limit=3, memory_limit_above=9), True),
+        (CgroupEvents(oom_kill=1, memory_limit=3, memory_limit_above=9), False),
+        (CgroupEvents(oom_kill=1, memory_limit=0, memory_limit_above=9), True),
+    ],
+)
+def test_with_both_caps_the_one_that_killed_is_told(events: CgroupEvents, above: bool) -> None:
+    """Both were reached before; what counts is at which somebody had to be killed."""
+    end = explain(KILLED, CAPS, events, CgroupUsage(), on_order=False, user=Caps(memory=2 * GIB))
+    user = "all kernels of this user together used the memory they may use (2 GiB)"
+    assert end.sentence.startswith(user) is above
+    assert end.sentence.startswith("the kernel reached its memory cap of 512 MiB") is not above
+
+
+@pytest.mark.parametrize(
+    ("events", "lines"),
+    [
+        (CgroupEvents(), []),
+        (
+            CgroupEvents(oom_kill=1, oom=1),
+            ["a process was killed: the kernel reached its memory cap of 512 MiB, peak 512 MiB"],
+        ),
+        (
+            CgroupEvents(oom_kill=2, oom_above=1),
+            ["2 processes were killed: all kernels of this user together used the memory they may "
+             "use (2 GiB), peak 512 MiB"],
+        ),
+        (CgroupEvents(pids_limit=7), ["a new process or thread was refused: the cap is 64"]),
+        (CgroupEvents(memory_high=7), ["slowed down: it uses more than memory_high, 256 MiB"]),
+    ],
+)  # fmt: skip
+def test_what_the_log_says_of_a_kernel_that_lives_on(
+    events: CgroupEvents, lines: list[str]
+) -> None:
+    caps = Caps(memory=512 * MIB, memory_high=256 * MIB, pids=64)
+    usage = CgroupUsage(memory_peak=512 * MIB)
+    assert tell(events, caps, usage, user=Caps(memory=2 * GIB)) == lines
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,13 @@ PACKAGE: Final = Path(__file__).resolve().parents[2] / "sandbox_kernel"
 #: member of its own layer but as PEERS allows.
 LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"errors"}),
+    frozenset({"parsing"}),
+    frozenset({"caps"}),
     frozenset({"spec"}),
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
-    frozenset({"lifeline", "hostpaths"}),
+    frozenset({"lifeline", "hostpaths", "capevents"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"provisioner", "spawner", "launch"}),
@@ -45,6 +47,8 @@ ENGINE_PARTS: Final = {"seccomp_profile": "seccomp"}
 #: layer member → top-level packages that it must not know.
 FOREIGN: Final[dict[str, frozenset[str]]] = {
     "errors": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
+    "parsing": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
+    "caps": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
     "spec": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
     "syscalls": frozenset({"zmq", "traitlets", "pyroute2"}),
     "engine": frozenset({"zmq", "traitlets"}),

@@ -16,6 +16,7 @@ import pytest
 
 import sandbox_kernel
 from sandbox_kernel.engine.process import KERNEL_RLIMITS, ExitStatus
+from sandbox_kernel.spec import RLIMITS
 
 ROOT = Path(sandbox_kernel.__file__).parents[1]
 PROLOGUE = """
@@ -244,6 +245,21 @@ def test_a_limit_is_never_raised() -> None:
     limits = told(textwrap.dedent(low) + READ_LIMITS)
     expected = [[min(40, value), min(100, value)] for _, value in KERNEL_RLIMITS]
     assert limits == expected
+
+
+def test_what_was_asked_for_lowers_further_and_never_raises() -> None:
+    code = """
+        asked = [("nofile", 99), ("fsize", 12345), ("rtprio", 50), ("core", 2**30)]
+        process.apply_rlimits(asked)
+        process.apply_rlimits([(name, value * 2) for name, value in asked])
+        names = ("NOFILE", "FSIZE", "RTPRIO", "CORE")
+        tell([resource.getrlimit(getattr(resource, "RLIMIT_" + name))[1] for name in names])
+    """
+    assert told(textwrap.dedent(code)) == [99, 12345, 0, 0]
+
+
+def test_every_limit_of_a_spec_has_a_number() -> None:
+    assert [name for name in RLIMITS if not hasattr(resource, f"RLIMIT_{name.upper()}")] == []
 
 
 def test_what_holds_a_key_leaves_no_core() -> None:

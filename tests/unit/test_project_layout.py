@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 import sandbox_kernel
+from sandbox_kernel.spec import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -25,12 +26,16 @@ KERNELSPEC = ROOT / "kernelspec" / "sandboxed-python"
 SCRIPTS = (
     ".ci/run",
     "tests/as_user/run",
+    "tests/vm/base/configure",
     "tools/checks",
     "tools/copy-tree",
     "tools/install",
     "tools/prerequisites",
     "tools/run",
     "tools/venv",
+    "tools/vm/image",
+    "tools/vm/prerequisites",
+    "tools/vm/run",
 )
 
 
@@ -70,6 +75,14 @@ def test_what_the_code_imports_is_a_dependency() -> None:
     allowed = {top for name in names for top in known.get(name, set()) | {name}}
     allowed |= {"ipykernel", "jupyter_core", "tornado"}  # ipykernel and jupyter_client require them
     assert tops - ours - allowed - {"jupyterhub"} == set()
+
+
+def test_the_readme_has_a_row_for_every_key() -> None:
+    rows = [
+        v for v in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if v[:2] == "| "
+    ]
+    first = [row.split(" | ")[0] for row in rows]
+    assert [key for key in KEYS if not any(f"`{key}`" in cell for cell in first)] == []
 
 
 def test_types_are_announced() -> None:
@@ -149,7 +162,7 @@ def test_make_alone_lists_its_targets() -> None:
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    for target in ("demo", "test", "lint", "format", "wheel", "sdist", "clean", "bench"):
+    for target in ("demo", "test", "test-vm", "lint", "format", "wheel", "sdist", "clean", "bench"):
         assert f"make {target} " in done.stdout
 
 

@@ -311,6 +311,22 @@ def test_a_source_that_must_be_there_is_not_skipped() -> None:
         assert operation.absent is Absent.FAIL
 
 
+@pytest.mark.parametrize(
+    ("allowed", "there"),
+    [
+        (None, {name for name, _, _ in DEVICES}),
+        ([], {"null"}),
+        (["/dev/urandom", "/dev/tty"], {"null", "urandom", "tty"}),
+    ],
+)
+def test_devices_that_may_not_be_used_are_not_there(
+    allowed: list[str] | None, there: set[str]
+) -> None:
+    """The walls themselves need /dev/null: it covers what is masked."""
+    plan = make({} if allowed is None else {"devices": allowed})
+    assert {op.target for op in plan if isinstance(op, Device)} == {f"/dev/{n}" for n in there}
+
+
 def test_the_home_is_empty_but_for_the_workspace() -> None:
     plan = make()
     assert seen(plan, f"{HOME}/other") == Tmpfs(HOME, 1024 * MIB, 100_000, mode=0o700)

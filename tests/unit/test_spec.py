@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os.path
 from typing import Any
 
 import pytest
 
 from sandbox_kernel.errors import SpecError
 from sandbox_kernel.spec import (
+    CAP_KEYS,
     GIB,
     KEYS,
     MEMORY_MINIMUM,
@@ -18,13 +20,16 @@ from sandbox_kernel.spec import (
     SYSTEM_TARGETS,
     Caps,
     Identity,
+    IoLimit,
     MissingCap,
     Mount,
     MountMode,
     NetworkPolicy,
     SandboxSpec,
+    Table,
     TmpfsLimits,
     Transport,
+    UserTotal,
     WorkspaceMode,
     check_workspace,
     parse_size,
@@ -44,8 +49,30 @@ EVERY_KEY: dict[str, tuple[Any, Any]] = {
     ),
     "hide": (["/srv/data/keys"], ("/srv/data/keys",)),
     "memory": ("512M", 512 * MIB),
+    "memory_high": ("256M", 256 * MIB),
+    "memory_low": ("64M", 64 * MIB),
     "cpus": (1.5, 1.5),
+    "cpu_weight": (300, 300),
+    "cpuset_cpus": ("3,0-1,1", "0-1,3"),
+    "cpuset_mems": ("0", "0"),
+    "cpu_rt": (0.25, 0.25),
     "pids": (64, 64),
+    "io": (
+        [{"path": "~/data/", "write_bps": "10M"}, {"device": "8:0", "read_iops": 50, "weight": 10}],
+        (
+            IoLimit(path=os.path.expanduser("~/data"), write_bps=10 * MIB),
+            IoLimit(device="8:0", read_iops=50, weight=10),
+        ),
+    ),
+    "hugetlb": ({"2MB": "64M", "1GB": 0}, Table([("1GB", 0), ("2MB", 64 * MIB)])),
+    "net_classid": (0x100001, 0x100001),
+    "net_prio": ({"eth0": 5}, Table([("eth0", 5)])),
+    "devices": (["/dev/urandom"], ("/dev/urandom",)),
+    "rlimits": ({"nofile": 1024, "fsize": "1G"}, Table([("fsize", GIB), ("nofile", 1024)])),
+    "user": (
+        {"memory": "4G", "memory_swap": 0, "kernels": 3},
+        UserTotal(Caps(memory=4 * GIB, memory_swap=0), 3),
+    ),
     "on_missing_cap": ("warn", MissingCap.WARN),
     "home_size": ("2G", 2 * GIB),
     "tmp_size": ("3M", 3 * MIB),
@@ -63,7 +90,7 @@ EVERY_KEY: dict[str, tuple[Any, Any]] = {
 
 def read(spec: SandboxSpec, key: str) -> Any:
     """The value of a flat key in the nested spec."""
-    if key in ("memory", "cpus", "pids"):
+    if key in CAP_KEYS:
         return getattr(spec.caps, key)
     if key == "inodes" or key.endswith("_size"):
         return getattr(spec.tmpfs, key.removesuffix("_size"))
@@ -80,7 +107,15 @@ def error_of(key: str, value: object) -> SpecError:
 
 
 def test_the_table_above_is_complete() -> None:
-    assert set(EVERY_KEY) == set(KEYS)
+    assert {*EVERY_KEY, "memory_swap"} == set(KEYS)
+
+
+def test_swap_is_what_there_is_besides_memory() -> None:
+    caps = parse_spec({"memory": "1G", "memory_swap": 0}).caps
+    assert (caps.memory, caps.memory_swap) == (GIB, 0)
+    assert caps.asked() == {"memory": GIB, "memory_swap": 0}
+    error = error_of("memory_swap", 0)
+    assert (error.key, error.allowed) == ("memory_swap", "a size beside one of memory")
 
 
 @pytest.mark.parametrize("key", EVERY_KEY)
@@ -95,7 +130,9 @@ def test_each_key_alone(key: str) -> None:
 
 def test_all_keys_together_cross_a_process_border() -> None:
     spec = parse_spec({key: value for key, (value, _) in EVERY_KEY.items()})
-    assert {key: read(spec, key) for key in KEYS} == {k: v for k, (_, v) in EVERY_KEY.items()}
+    assert {key: read(spec, key) for key in EVERY_KEY} == {
+        key: value for key, (_, value) in EVERY_KEY.items()
+    }
     assert spec_from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -255,6 +292,30 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pids", float("nan"), "whole number"),
     ("pids", True, "whole number"),
     ("pids", "100", "whole number"),
+    ("memory_swap", -1, "at least 0"),
+    ("memory_swap", "1GiB ", "suffix K, M, G or T"),
+    ("memory_high", MEMORY_MINIMUM - 1, str(MEMORY_MINIMUM)),
+    ("memory_low", MIB - 1, str(MIB)),
+    ("cpu_weight", 0, "1 to 10000"),
+    ("cpu_weight", 10_001, "1 to 10000"),
+    ("cpu_weight", 100.0, "whole number"),
+    ("cpuset_cpus", "", "such as '0-1,3'"),
+    ("cpuset_cpus", "1-0", "such as '0-1,3'"),
+    ("cpuset_cpus", "0,", "such as '0-1,3'"),
+    ("cpuset_cpus", "8192", "up to 8191"),
+    ("cpuset_cpus", "0 1", "such as '0-1,3'"),
+    ("cpuset_cpus", 0, "such as '0-1,3'"),
+    ("cpuset_mems", "0-", "such as '0-1,3'"),
+    ("cpu_rt", 0, "0.001 to 1"),
+    ("cpu_rt", 1.1, "0.001 to 1"),
+    ("io", {"path": "/srv", "read_bps": 1}, "a list of tables"),
+    ("hugetlb", [["2MB", 0]], "a table of sizes"),
+    ("net_classid", 0, "1 to 4294967295"),
+    ("net_classid", 2**32, "1 to 4294967295"),
+    ("net_prio", "eth0 5", "a table of priorities"),
+    ("devices", "/dev/null", "a list of nodes"),
+    ("rlimits", ["nofile"], "a table of limits by name"),
+    ("user", 3, "a table of caps"),
     ("on_missing_cap", "ignore", "'error', 'warn'"),
     ("on_missing_cap", False, "'error', 'warn'"),
     ("home_size", MIB - 1, str(MIB)),
@@ -297,7 +358,27 @@ def test_every_key_refuses_something() -> None:
 
 
 #: (key, value, the key that the error names, the value that it names)
-REFUSED_WITHIN: list[tuple[str, list[Any], str, object]] = [
+REFUSED_WITHIN: list[tuple[str, Any, str, object]] = [
+    ("io", [{"read_bps": 1}], "io[0]", {"read_bps": 1}),
+    ("io", [{"path": "/srv"}], "io[0]", {"path": "/srv"}),
+    ("io", [3], "io[0]", 3),
+    ("io", [{"path": "srv", "weight": 10}], "io[0].path", "srv"),
+    ("io", [{"device": "sda", "weight": 10}], "io[0].device", "sda"),
+    ("io", [{"device": "8:0", "weight": 9}], "io[0].weight", 9),
+    ("io", [{"device": "8:0", "read_bps": 0}], "io[0].read_bps", 0),
+    ("io", [{"device": "8:0", "write_iops": 2**32}], "io[0].write_iops", 2**32),
+    ("hugetlb", {"2M": 0}, "hugetlb", "2M"),
+    ("hugetlb", {"2MB": "x"}, "hugetlb.2MB", "x"),
+    ("net_prio", {"eth/0": 5}, "net_prio", "eth/0"),
+    ("net_prio", {"eth0": -1}, "net_prio.eth0", -1),
+    ("devices", ["/dev/null", "/dev/kvm"], "devices[1]", "/dev/kvm"),
+    ("rlimits", {"files": 9}, "rlimits", "files"),
+    ("rlimits", {"nofile": 63}, "rlimits.nofile", 63),
+    ("rlimits", {"stack": "1K"}, "rlimits.stack", "1K"),
+    ("user", {"memory": 0}, "user.memory", 0),
+    ("user", {"kernels": 0}, "user.kernels", 0),
+    ("user", {"devices": []}, "user.devices", []),
+    ("user", {"memory_swap": 0}, "user.memory_swap", 0),
     ("hide", ["/a", "b"], "hide[1]", "b"),
     ("hide", ["/a", 3], "hide[1]", 3),
     ("env_pass", ["A", "B=C"], "env_pass[1]", "B=C"),

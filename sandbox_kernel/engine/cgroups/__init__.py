@@ -1,9 +1,10 @@
-"""The caps of one kernel: ``memory``, ``cpus``, ``pids``, on cgroup v1, v2 or both.
+"""The caps of one kernel and of all kernels of a user, on cgroup v1, v2 or both.
 
 The supervisor calls :func:`create` before its user namespace is made, the child that becomes the
-kernel calls :meth:`KernelCgroup.join`, the supervisor reads :meth:`KernelCgroup.usage` and
-:meth:`KernelCgroup.events`, and whoever is alive at the end calls :meth:`KernelCgroup.kill` and
-:meth:`KernelCgroup.remove`. :func:`sweep` clears what nobody was left to remove.
+kernel calls :meth:`KernelCgroup.join`, the supervisor reads :meth:`KernelCgroup.usage` and polls an
+:class:`EventWatch`, and whoever is alive at the end calls :meth:`KernelCgroup.kill` and
+:meth:`KernelCgroup.remove`. :meth:`KernelCgroup.update`, ``pause`` and ``resume`` are for a kernel
+that runs; :func:`running` finds it. :func:`sweep` clears what nobody was left to remove.
 
 No privilege is needed but a directory that belongs to the user in the hierarchy of each
 controller; :mod:`.detect` says where it is looked for.
@@ -13,18 +14,32 @@ from __future__ import annotations
 
 from .detect import Hierarchy, Missing, Search, Tried, hierarchies
 from .group import KernelCgroup, create
-from .interface import HINT_VARIABLE, CgroupEvents, CgroupUsage, Leaf, Place, Source, Version
-from .sweep import Swept, sweep
+from .interface import (
+    HINT_VARIABLE,
+    CgroupEvents,
+    CgroupUsage,
+    IoUsage,
+    Leaf,
+    Place,
+    Pressure,
+    Source,
+    Version,
+)
+from .sweep import Swept, running, sweep
+from .watch import EventWatch
 
 __all__ = [
     "HINT_VARIABLE",
     "CgroupEvents",
     "CgroupUsage",
+    "EventWatch",
     "Hierarchy",
+    "IoUsage",
     "KernelCgroup",
     "Leaf",
     "Missing",
     "Place",
+    "Pressure",
     "Search",
     "Source",
     "Swept",
@@ -32,5 +47,6 @@ __all__ = [
     "Version",
     "create",
     "hierarchies",
+    "running",
     "sweep",
 ]

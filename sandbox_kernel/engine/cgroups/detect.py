@@ -6,7 +6,7 @@ every directory that was looked at. Sources of a directory, in this order:
 1. the ``hint`` of the caller, a path relative to the mount of each hierarchy, such as
    ``/sandbox-kernel/u1000`` (an empty one is none);
 2. the cgroup of this process, if it may write there;
-3. ``<mount>/sandbox-kernel/u<uid>``, which an administrator made.
+3. ``<mount>/sandbox-kernel/u<uid>``, which an administrator made (on v1: and chowned).
 
 The roots (``proc``, and through its mountinfo the mounts) are parameters: unit tests build them
 in a temporary directory.
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import CgroupError
 from . import v2
-from .interface import HINT_VARIABLE, Files, Place, Source, Version
+from .interface import HINT_VARIABLE, V1_NAMES, V1_ONLY, Files, Place, Source, Version
 
 
 @dataclass(frozen=True)
@@ -180,18 +180,21 @@ class Search:
 
     def _nowhere(self, controller: str) -> Tried:
         """Why no mounted hierarchy has the controller."""
+        wanted = V1_NAMES.get(controller, controller)
         try:
             listed = (self.proc / "cgroups").read_text()
         except OSError:
             listed = ""
         for line in listed.splitlines():
             name, _, _, enabled = (line.split() + [""] * 4)[:4]
-            if name == controller and enabled == "0":
+            if name == wanted and enabled == "0":
                 return Tried(
-                    None, None, f"it was switched off at boot (cgroup_disable={controller})",
-                    f"boot without cgroup_disable={controller}",
+                    None, None, f"it was switched off at boot (cgroup_disable={wanted})",
+                    f"boot without cgroup_disable={wanted}",
                 )  # fmt: skip
-        if controller in _own_paths(_text(self.proc / "self/cgroup")):
+        if controller in V1_ONLY and not any(h.version is Version.V1 for h in self.mounted):
+            return Tried(None, None, "cgroup v2 has no such controller")
+        if wanted in _own_paths(_text(self.proc / "self/cgroup")):
             return Tried(None, None, "its hierarchy is not mounted in this mount namespace")
         return Tried(None, None, "no cgroup file system that is mounted has it")
 
@@ -277,7 +280,7 @@ _SCOPE = "start the server in a scope of its own: systemd-run --user --scope -p 
 
 def _may_hold(hierarchy: Hierarchy, controller: str) -> bool:
     if hierarchy.version is Version.V1:
-        return controller in hierarchy.controllers
+        return V1_NAMES.get(controller, controller) in hierarchy.controllers
     return controller in _words(hierarchy.mount / "cgroup.controllers")
 
 

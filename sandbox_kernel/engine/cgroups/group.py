@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -9,27 +10,23 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ...errors import CgroupError, ProtocolError, describe_errno
-from ...spec import Caps, MissingCap
-from . import owner, processes
+from ...spec import Caps, MissingCap, UserTotal
+from . import blockdev, limits, owner, processes, total
 from .detect import Missing, Search, check_hint
 from .interface import (
     CONTROLLER_OF,
     FILES,
     OPTIONAL_CONTROLLERS,
-    Backend,
     CgroupEvents,
     CgroupUsage,
     Files,
     Leaf,
     Place,
-    Setting,
     Source,
     Version,
 )
-from .v1 import V1
-from .v2 import V2
+from .limits import BACKENDS
 
-BACKENDS: Final[dict[Version, Backend]] = {Version.V1: V1(), Version.V2: V2()}
 #: The version of :meth:`KernelCgroup.to_dict`.
 FORMAT: Final = 1
 
@@ -72,6 +69,49 @@ class KernelCgroup:
         found = [BACKENDS[leaf.version].events(leaf, self.files) for leaf in self.leaves]
         return _merge(CgroupEvents(), found)
 
+    def update(self, caps: Caps, *, proc: Path = Path("/proc")) -> None:
+        """Put these caps in force instead of those of the same keys; the others stay.
+
+        ``memory_swap`` goes with ``memory``: without it there is no swap. A limit of memory below
+        what is in use is refused on v1 and leads to a kill on v2.
+
+        Raises:
+            CgroupError: this kernel's cgroup has no controller for a cap (nothing was changed), or
+                a limit was refused (those written before it, in the order of the leaves, stay).
+        """
+        held = {controller for leaf in self.leaves for controller in leaf.controllers}
+        caps = blockdev.resolve(caps, proc, self.files)
+        for cap in caps.asked():
+            if CONTROLLER_OF[cap] not in held:
+                raise CgroupError(
+                    f"the cap {cap} of a running kernel cannot be changed",
+                    cause=f"its cgroup was made without the controller {CONTROLLER_OF[cap]}",
+                    remedy=f"start it with a cap {cap}",
+                )
+        for leaf in self.leaves:
+            limits.apply(leaf, caps, MissingCap.ERROR, self.files)
+
+    def pause(self, timeout: float = 5.0) -> None:
+        """Stop every process in the leaves, until :meth:`resume` or :meth:`kill`.
+
+        Raises:
+            CgroupError: there is no freezer, or not all have stopped in time; they run on then.
+        """
+        try:
+            self._freeze(True, timeout)
+        except CgroupError:
+            with contextlib.suppress(CgroupError):
+                self._freeze(False, timeout)
+            raise
+
+    def resume(self, timeout: float = 5.0) -> None:
+        """Let them run on. Does nothing where none was paused.
+
+        Raises:
+            CgroupError: there is no freezer, or it did not let go in time.
+        """
+        self._freeze(False, timeout)
+
     def kill(self, timeout: float = 5.0) -> tuple[str, ...]:
         """SIGKILL to every process in the leaves, until they are empty or ``timeout`` seconds.
 
@@ -90,6 +130,7 @@ class KernelCgroup:
         problems: list[str] = []
         for leaf in self.leaves:
             problems += processes.remove_leaf(leaf, self.files, deadline)
+        total.leave((leaf.path.parent for leaf in self.leaves), self.files)
         return tuple(problems)
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +174,34 @@ class KernelCgroup:
             raise ProtocolError(f"{name!r} is not the name of a kernel's cgroup")
         return KernelCgroup(name, leaves, warnings)
 
+    @property
+    def can_pause(self) -> bool:
+        """Is there a freezer?"""
+        return any(v.version is Version.V2 or "freezer" in v.controllers for v in self.leaves)
+
+    def _freeze(self, frozen: bool, timeout: float) -> None:
+        word = "paused" if frozen else "resumed"
+        if not self.can_pause:
+            raise CgroupError(
+                f"the kernel cannot be {word}",
+                cause="it has no cgroup with a freezer",
+                remedy="have the controller freezer delegated, or use cgroup v2",
+            )
+        deadline = time.monotonic() + timeout
+        for leaf in self.leaves:
+            if leaf.version is Version.V1 and "freezer" not in leaf.controllers:
+                continue
+            try:
+                done = BACKENDS[leaf.version].freeze(leaf, frozen, self.files, deadline)
+            except OSError as error:
+                done, cause = False, describe_errno(error.errno or 0)
+            else:
+                cause = f"not all of its processes are after {timeout:g} seconds"
+            if not done:
+                raise CgroupError(
+                    f"the kernel could not be {word}", cause=cause, path=str(leaf.path)
+                )
+
     def _join(self, word: str, who: str) -> None:
         for leaf in self.leaves:
             path = leaf.path / "cgroup.procs"
@@ -153,6 +222,7 @@ def create(
     uid: int,
     hint: str | None,
     on_missing: MissingCap,
+    user: UserTotal | None = None,
     proc: Path = Path("/proc"),
     files: Files = FILES,
 ) -> KernelCgroup:
@@ -160,68 +230,91 @@ def create(
 
     Called by the supervisor, as an ordinary user, before its user namespace is made. ``name`` is
     ``kernel-<id>``; the pid and start time of the caller are added, so that :func:`sweep` knows
-    later whether it lives. ``hint`` is the value of ``SANDBOX_KERNEL_CGROUP``.
+    later whether it lives. ``hint`` is the value of ``SANDBOX_KERNEL_CGROUP``. With a total in
+    ``user`` the leaves are below a directory that holds it, see :mod:`.total`.
 
     Guarantees: every cap that was asked for was written and read back. Controllers that only
     account or help to kill are used where they are delegated.
 
     Raises:
-        CgroupError: a cap has no controller (unless ``on_missing`` is WARN), or a directory or a
-            limit was refused. Nothing that was made is left.
+        CgroupError: a cap has no controller (unless ``on_missing`` is WARN), a directory or a
+            limit was refused, a path is on no disk, or as many kernels as may be run already.
+            Nothing that was made is left.
     """
     if hint:
         check_hint(hint)  # even if no cap is asked for: a wrong one is never passed over
     search = Search(uid, hint, proc, files)
     leaf_name = owner.myself(proc).leaf_name(name)
-    asked = {cap: CONTROLLER_OF[cap] for cap in caps.asked()}
-    found = {controller: search.find(controller) for controller in asked.values()}
-    missing = {cap: m for cap, c in asked.items() if isinstance(m := found[c], Missing)}
-    warnings = _judge(missing, on_missing)
-    required = [place for place in found.values() if isinstance(place, Place)]
-    optional = [
-        place
-        for controller in OPTIONAL_CONTROLLERS
-        if controller not in found
-        and isinstance(place := search.find(controller), Place)
-        # Only where the directory was named for this: elsewhere a kernel without caps stays in the
-        # cgroup that its server is in, and below whatever caps that has.
-        and place.source is Source.HINT
-    ]
+    caps = blockdev.resolve(_without_devices(caps, search), proc, files)
+    user = user or UserTotal()
+    user = UserTotal(blockdev.resolve(user.caps, proc, files), user.kernels)
+    required, warnings = _find(caps, user, search, on_missing)
+    optional = _optional(required, search)
     made: list[Leaf] = []
-    try:
-        for places in _by_directory(required).values():
-            leaf = _make(leaf_name, places, _beside(places, optional), files, made)
-            _apply(leaf, caps, files)
-            warnings += _judge_swap(leaf, caps, on_missing, proc, files)
-        for places in _by_directory(optional).values():
-            if all(leaf.path.parent != places[0].directory for leaf in made):
-                _make_optional(leaf_name, places, files, made)
-    except BaseException as error:
-        problems = KernelCgroup(leaf_name, tuple(made), files=files).remove()
-        if problems and isinstance(error, CgroupError):
-            raise _with_problems(error, problems) from error
-        raise
+    with contextlib.ExitStack() as locks:
+        above = {place.directory for place in (*required, *optional)}
+        try:
+            if user.asked():
+                entered = total.enter((*required, *optional), user, uid, on_missing, files, locks)
+                warnings += entered.warnings
+                required = list(entered.places[: len(required)])
+                optional = list(entered.places[len(required) :])
+            for places in _by_directory(required).values():
+                leaf = _make(leaf_name, places, _beside(places, optional), files, made)
+                warnings += limits.apply(leaf, caps, on_missing, files)
+                warnings += _judge_swap(leaf, caps, on_missing, proc, files)
+            for places in _by_directory(optional).values():
+                if all(leaf.path.parent != places[0].directory for leaf in made):
+                    _make_optional(leaf_name, places, files, made)
+        except BaseException as error:
+            locks.close()
+            problems = KernelCgroup(leaf_name, tuple(made), files=files).remove()
+            total.leave((total.directory_of(path, uid) for path in above), files)
+            if problems and isinstance(error, CgroupError):
+                raise _with_problems(error, problems) from error
+            raise
     return KernelCgroup(leaf_name, tuple(made), tuple(warnings), files)
 
 
 # -- steps of create() --------------------------------------------------------------------------
 
 
-def _judge(missing: Mapping[str, Missing], on_missing: MissingCap) -> list[str]:
-    """The warnings about caps without a controller, or the error."""
-    errors = {cap: m.error() for cap, m in missing.items()}
-    if on_missing is MissingCap.WARN:
-        return [f"the cap {cap} is not enforced: {e.message}" for cap, e in errors.items()]
-    if len(errors) == 1:
-        raise next(iter(errors.values()))
-    if errors:
-        remedies = [e.remedy for e in errors.values() if e.remedy]
-        raise CgroupError(
-            f"the caps {', '.join(errors)} cannot be enforced",
-            cause=". ".join(e.fact + (f": {e.cause}" if e.cause else "") for e in errors.values()),
-            remedy=". ".join(remedies) or None,
-        )
-    return []
+def _without_devices(caps: Caps, search: Search) -> Caps:
+    """``devices.*`` is for the privileged; for all others the wall is that no other node exists."""
+    if caps.devices is None:
+        return caps
+    usable = search.files.privileged() and isinstance(search.find("devices"), Place)
+    return caps if usable else caps.without(["devices"])
+
+
+def _find(
+    caps: Caps, user: UserTotal, search: Search, on_missing: MissingCap
+) -> tuple[list[Place], list[str]]:
+    """Where each controller is that a cap needs, the user's or the kernel's own; the warnings."""
+    asked = {cap: CONTROLLER_OF[cap] for cap in caps.asked()}
+    asked |= {f"user.{cap}": CONTROLLER_OF[cap] for cap in user.caps.asked()}
+    found = {controller: search.find(controller) for controller in asked.values()}
+    if user.kernels is not None and not any(isinstance(p, Place) for p in found.values()):
+        found |= {c: search.find(c) for c in OPTIONAL_CONTROLLERS}
+        places = [p for p in found.values() if isinstance(p, Place)]
+        found = {p.controller: p for p in places[:1]} or found
+        asked["user.kernels"] = next(iter(found))
+    missing = {cap: m.error() for cap, c in asked.items() if isinstance(m := found[c], Missing)}
+    warnings = limits.judge(missing, on_missing)
+    return [place for place in found.values() if isinstance(place, Place)], warnings
+
+
+def _optional(required: Sequence[Place], search: Search) -> list[Place]:
+    """Only where the directory was named for this: elsewhere a kernel without caps stays in the
+    cgroup that its server is in, and below whatever caps that has."""
+    there = {place.controller for place in required}
+    return [
+        place
+        for controller in OPTIONAL_CONTROLLERS
+        if controller not in there
+        and isinstance(place := search.find(controller), Place)
+        and place.source is Source.HINT
+    ]
 
 
 def _by_directory(places: Sequence[Place]) -> dict[Path, list[Place]]:
@@ -270,32 +363,6 @@ def _make_optional(name: str, places: list[Place], files: Files, made: list[Leaf
         return  # no cap depends on it; usage() says None
 
 
-def _apply(leaf: Leaf, caps: Caps, files: Files) -> None:
-    """Write every limit of the leaf, and believe only what the kernel shows afterwards."""
-    backend = BACKENDS[leaf.version]
-    for setting in backend.settings(leaf, caps, files):
-        path = leaf.path / setting.file
-        try:
-            files.write(path, setting.value)
-            shown = files.read(path)
-        except OSError as error:
-            raise backend.refusal(leaf, setting, error, files) from error
-        _check(path, setting, shown)
-
-
-def _check(path: Path, setting: Setting, shown: str | None) -> None:
-    try:
-        taken = shown is not None and setting.accepts(shown)
-    except ValueError:
-        taken = False
-    if not taken:
-        raise CgroupError(
-            f"{path} did not take {setting.value!r}",
-            cause=f"it shows {shown.strip()!r}" if shown is not None else "it is gone",
-            path=str(path),
-        )
-
-
 def _judge_swap(
     leaf: Leaf, caps: Caps, on_missing: MissingCap, proc: Path, files: Files
 ) -> list[str]:
@@ -323,7 +390,7 @@ def _with_problems(error: CgroupError, problems: Sequence[str]) -> CgroupError:
 
 def _merge(empty: _Record, found: Sequence[_Record]) -> _Record:
     """Each field from the first leaf that knows it."""
-    values: dict[str, int | None] = {}
+    values: dict[str, Any] = {}
     for item in fields(empty):
         known = [v for record in found if (v := getattr(record, item.name)) is not None]
         values[item.name] = known[0] if known else None

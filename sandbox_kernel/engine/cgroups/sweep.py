@@ -1,4 +1,4 @@
-"""Clearing what supervisors left that were killed with no time to clean up."""
+"""Finding cgroups by their names: those of kernels that run, and what killed supervisors left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import CgroupError, describe_errno
-from . import owner
+from . import owner, total
 from .detect import Hierarchy, Search
 from .group import KernelCgroup
 from .interface import FILES, Files, Leaf, Version
@@ -39,29 +39,55 @@ def sweep(
     """
     removed: list[str] = []
     problems: list[str] = []
+    search = Search(uid, hint, proc, files)
     try:
-        found = _leftovers(Search(uid, hint, proc, files))
+        found = _groups(search, living=False)
+        empty = [total.directory_of(path, uid) for path in _directories(search)]
     except CgroupError as error:
         return Swept((), (error.message,))
-    for name, leaves in sorted(found.items()):
-        group = KernelCgroup(name, tuple(leaves), files=files)
+    for group in found:
         problems += group.kill(timeout)
         problems += group.remove(timeout)
-        removed += [str(leaf.path) for leaf in leaves if not leaf.path.exists()]
+        removed += [str(leaf.path) for leaf in group.leaves if not leaf.path.exists()]
+    total.leave(empty, files)
     return Swept(tuple(removed), tuple(problems))
 
 
-def _leftovers(search: Search) -> dict[str, list[Leaf]]:
-    """Leaves without an owner, by name."""
+def running(
+    uid: int, hint: str | None, *, proc: Path = Path("/proc"), files: Files = FILES
+) -> tuple[KernelCgroup, ...]:
+    """The cgroups of the kernels of this user whose supervisors live, by name.
+
+    Raises:
+        CgroupError: ``/proc`` or a delegated directory cannot be read.
+    """
+    return tuple(_groups(Search(uid, hint, proc, files), living=True))
+
+
+def _groups(search: Search, *, living: bool) -> list[KernelCgroup]:
+    """Those whose owner lives, or those whose owner is known not to."""
     found: dict[str, list[Leaf]] = defaultdict(list)
     for hierarchy in search.mounted:
-        # The hint and the own cgroup may be one directory.
-        for directory in dict.fromkeys(path for _, path in search.candidates(hierarchy)):
+        for directory in _searched(hierarchy, search):
             for path in _children(directory, search):
                 who = owner.owner_of(path.name)
-                if who is not None and who.lives(search.proc) is False:
+                if who is not None and who.lives(search.proc) is living:
                     found[path.name].append(_leaf(hierarchy, path, search.files))
-    return found
+    return [
+        KernelCgroup(name, tuple(leaves), files=search.files)
+        for name, leaves in sorted(found.items())
+    ]
+
+
+def _searched(hierarchy: Hierarchy, search: Search) -> list[Path]:
+    """Where kernels of one hierarchy are, below a total or not."""
+    # The hint and the own cgroup may be one directory.
+    found = dict.fromkeys(path for _, path in search.candidates(hierarchy))
+    return [p for path in found for p in (path, total.directory_of(path, search.uid))]
+
+
+def _directories(search: Search) -> list[Path]:
+    return [path for h in search.mounted for _, path in search.candidates(h)]
 
 
 def _children(directory: Path, search: Search) -> list[Path]:

@@ -6,7 +6,7 @@ depth, so that a parent is always mounted before what lies below it, then the ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Final
 
@@ -167,6 +167,14 @@ def _made_up(spec: SandboxSpec, facts: HostFacts, uid: int, gid: int) -> list[Op
     ]
 
 
+def _devices(spec: SandboxSpec) -> Iterator[Device]:
+    """What the cap ``devices`` leaves out is not there; the walls need ``/dev/null``."""
+    allowed = spec.caps.devices
+    for name, major, minor in DEVICES:
+        if allowed is None or name == "null" or f"/dev/{name}" in allowed:
+            yield Device(f"/dev/{name}", major, minor)
+
+
 def _own_file_systems(spec: SandboxSpec, uid: int) -> list[Operation]:
     limits = spec.tmpfs
     few = min(limits.inodes, 10_000)
@@ -174,7 +182,7 @@ def _own_file_systems(spec: SandboxSpec, uid: int) -> list[Operation]:
         Proc(),
         Sysfs(),
         Tmpfs("/dev", 64 * KIB, 64, noexec=True),
-        *(Device(f"/dev/{name}", major, minor) for name, major, minor in DEVICES),
+        *_devices(spec),
         Directory("/dev/pts"),
         Devpts(),
         Symlink("/dev/ptmx", "pts/ptmx"),

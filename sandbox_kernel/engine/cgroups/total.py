@@ -1,0 +1,102 @@
+"""What all kernels of a user may use together: a directory between the delegated one and theirs.
+
+``<delegated>/user-<uid>`` is made with the first kernel that has a total in its spec, and removed
+with the last. Each kernel that starts puts the total of its own spec in force there. Who makes or
+removes one holds the lock of the delegated directory.
+
+It binds who configures the server, not the user himself: he owns the directory. What must hold
+against the user are limits of the delegated directory, which the Hub or an administrator sets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...errors import CgroupError, describe_errno
+from ...spec import MissingCap, UserTotal
+from . import limits, owner
+from .interface import Files, Leaf, Place
+
+_NAME = re.compile(r"user-[0-9]+")
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What :func:`enter` made of the places: the same ones one level deeper."""
+
+    places: tuple[Place, ...]
+    warnings: tuple[str, ...]
+
+
+def directory_of(delegated: Path, uid: int) -> Path:
+    """Where the kernels of this user are, if they have a total."""
+    return delegated / f"user-{uid}"
+
+
+def enter(
+    places: Sequence[Place],
+    total: UserTotal,
+    uid: int,
+    on_missing: MissingCap,
+    files: Files,
+    locks: contextlib.ExitStack,
+) -> Entered:
+    """Make the user's directory in every hierarchy with the total in force; ``locks`` stay held.
+
+    Raises:
+        CgroupError: as many kernels as may be are there, or a limit was refused.
+    """
+    by_directory: dict[Path, list[Place]] = {}
+    for place in places:
+        by_directory.setdefault(place.directory, []).append(place)
+    warnings: list[str] = []
+    for delegated in sorted(by_directory):
+        locks.enter_context(files.locked(delegated))
+    directories = [directory_of(delegated, uid) for delegated in by_directory]
+    _check_count(directories, total.kernels, files)
+    for delegated, here in by_directory.items():
+        controllers = tuple(place.controller for place in here)
+        limits.BACKENDS[here[0].version].prepare(here[0], controllers, files)
+        path = directory_of(delegated, uid)
+        _mkdir(path, files)
+        leaf = Leaf(here[0].version, path, controllers)
+        warnings += limits.apply(leaf, total.caps, on_missing, files)
+    deeper = tuple(replace(p, directory=directory_of(p.directory, uid)) for p in places)
+    return Entered(deeper, tuple(dict.fromkeys(warnings)))
+
+
+def leave(directories: Iterable[Path], files: Files) -> None:
+    """Remove those that are a user's and that no kernel is in any more. Never raises."""
+    for path in dict.fromkeys(directories):
+        if _NAME.fullmatch(path.name):
+            with contextlib.suppress(OSError), files.locked(path.parent):
+                if path.is_dir() and not files.children(path):
+                    files.rmdir(path)
+
+
+def _check_count(directories: Sequence[Path], allowed: int | None, files: Files) -> None:
+    names = {p.name for d in directories for p in files.children(d) if owner.owner_of(p.name)}
+    if allowed is not None and len(names) >= allowed:
+        raise CgroupError(
+            f"{len(names)} kernels of this user run already",
+            cause=f"user.kernels is {allowed}",
+            remedy="shut one down",
+            path=str(directories[0]),
+        )
+
+
+def _mkdir(path: Path, files: Files) -> None:
+    try:
+        files.mkdir(path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise CgroupError(
+            f"cgroup {path} could not be made",
+            cause=describe_errno(error.errno or 0),
+            path=str(path),
+        ) from error
