@@ -22,7 +22,6 @@ from typing import Any
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
-
 from probes import TIMEOUT_FACTOR
 
 from sandbox_kernel.client import Launcher
