@@ -156,7 +156,7 @@ def cpu_of(groups: Sequence[KernelCgroup]) -> float:
 
 def assert_share(groups: Sequence[KernelCgroup], cores: float, window: float = 3.0) -> None:
     """They use so many cores, within a tenth; never more, and less only where others take it."""
-    for _ in range(5):
+    for _ in range(10):
         used, begin = cpu_of(groups), time.monotonic()
         time.sleep(window)  # CPU time has no event
         share = (cpu_of(groups) - used) / (time.monotonic() - begin)

@@ -37,6 +37,10 @@ from sandbox_kernel.spec import parse_spec
 MIB = 2**20
 GREEDY = "kept = [bytes(16 * 2**20).replace(b'\\0', b'x') for _ in range(64)]"
 HUGE = 2 * MIB
+#: So little that a busy machine has it left.
+CORES = 0.25
+#: With so little a kernel is slow to start.
+PATIENT = {"start_timeout": 120}
 
 
 # -- what is run inside --------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def memory_low(scene: Scene, km: KernelManager, client: BlockingKernelClient) ->
 
 def cpus(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
     inside(client, burn, sorted(os.sched_getaffinity(0)))
-    assert_share([scene.group(km)], 0.5)
+    assert_share([scene.group(km)], CORES)
 
 
 def cpu_weight(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
@@ -398,10 +402,10 @@ def user_pids(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> 
 
 
 def user_cpus(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
-    with scene.kernel({"user": {"cpus": 0.5}}, "b") as (km_other, other):
+    with scene.kernel({"user": {"cpus": CORES}, **PATIENT}, "b") as (km_other, other):
         for each in (client, other):
             inside(each, burn, sorted(os.sched_getaffinity(0)))
-        assert_share([scene.group(km), scene.group(km_other)], 0.5)
+        assert_share([scene.group(km), scene.group(km_other)], CORES)
 
 
 def user_kernels(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
@@ -444,7 +448,7 @@ ROWS = (
         fixed(memory="192M", memory_swap="128M"), memory_swap),
     Row("memory_high", "memory", "keeps on growing", fixed(memory_high="128M"), memory_high),
     Row("memory_low", "memory", "none: it protects", fixed(memory_low="64M"), memory_low),
-    Row("cpus", "cpu", "busy loops on every core", fixed(cpus=0.5), cpus),
+    Row("cpus", "cpu", "busy loops on every core", fixed(cpus=CORES, **PATIENT), cpus),
     Row("cpu_weight", "cpu", "two kernels compete, 100 against 300", fixed(cpu_weight=100),
         cpu_weight),
     Row("cpuset_cpus", "cpuset", "`sched_setaffinity` to another CPU", fixed(cpuset_cpus="0"),
@@ -476,7 +480,8 @@ ROWS = (
     Row("user.memory", "memory", "two kernels allocate", fixed(user={"memory": "256M"}),
         user_memory),
     Row("user.pids", "pids", "two kernels fork", fixed(user={"pids": 96}), user_pids),
-    Row("user.cpus", "cpu", "busy loops of two kernels", fixed(user={"cpus": 0.5}), user_cpus),
+    Row("user.cpus", "cpu", "busy loops of two kernels", fixed(user={"cpus": CORES}, **PATIENT),
+        user_cpus),
     Row("user.kernels", "pids", "one kernel more is started", fixed(user={"kernels": 1}),
         user_kernels),
     Row("pause and resume", "freezer", "busy loops while it is paused", fixed(pids=64, cpus=1.5),
