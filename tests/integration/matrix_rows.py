@@ -193,7 +193,7 @@ def memory_low(scene: Scene, km: KernelManager, client: BlockingKernelClient) ->
 
 def cpus(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
     inside(client, burn, sorted(os.sched_getaffinity(0)))
-    assert_share([scene.group(km)], CORES)
+    assert_share([scene.group(km)], CORES, scene.cpu_directory(km))
 
 
 def cpu_weight(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
@@ -405,7 +405,8 @@ def user_cpus(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> 
     with scene.kernel({"user": {"cpus": CORES}, **PATIENT}, "b") as (km_other, other):
         for each in (client, other):
             inside(each, burn, sorted(os.sched_getaffinity(0)))
-        assert_share([scene.group(km), scene.group(km_other)], CORES)
+        groups = scene.group(km), scene.group(km_other)
+        assert_share(groups, CORES, scene.cpu_directory(km).parent)
 
 
 def user_kernels(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> None:
