@@ -99,6 +99,19 @@ def _disk() -> str | None:
     return None if os.major(os.stat("/var/tmp").st_dev) else "/var/tmp lies on no block device"
 
 
+def caps_column() -> str:
+    """Which column of docs/caps.md this run fills; on cgroup v2 only who started it knows."""
+    named = os.environ.get("SANDBOX_KERNEL_CAPS_COLUMN", "")
+    if named or _unified():
+        return named
+    return "v1-user" if os.geteuid() else "v1-root"
+
+
+def _caps_column() -> str | None:
+    """The run says what its cgroup is."""
+    return None if caps_column() else "SANDBOX_KERNEL_CAPS_COLUMN says of no v2 cgroup who made it"
+
+
 def _landlock() -> str | None:
     """Landlock in the running kernel: its ABI version is asked for."""
     create_ruleset, version_flag = 444, 1
@@ -118,6 +131,7 @@ def _root() -> str | None:
 
 #: name → None where the thing is there, else the reason to give
 PROBES: Final[dict[str, Callable[[], str | None]]] = {
+    "caps-column": _caps_column,
     "cgroup-v1": _cgroup_v1,
     "cgroup-v2": _cgroup_v2,
     "cgroups": _cgroups,

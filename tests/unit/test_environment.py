@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sandbox_kernel.environment import (
     ALLOWED,
     RESERVED,
+    THREADS,
     complete_environment,
     filter_environment,
     launcher_environment,
@@ -135,6 +136,36 @@ def test_the_caps_are_told(config: dict[str, object], expected: dict[str, str]) 
 
 def test_a_cap_beats_what_was_passed() -> None:
     assert complete({"MEM_LIMIT": "1"}, parse_spec({"memory": "64M"}))["MEM_LIMIT"] == "67108864"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, None),
+        ({"cpuset_cpus": "0"}, None),  # which they see for themselves
+        ({"cpus": 0.5}, "1"),
+        ({"cpus": 1}, "1"),
+        ({"cpus": 1.5}, "2"),
+        ({"cpus": 64}, "4"),
+        ({"cpus": 4, "cpuset_cpus": "1-2"}, "2"),
+        ({"cpus": 4, "cpuset_cpus": "7"}, "1"),
+    ],
+)
+def test_libraries_start_as_many_threads_as_the_quota_feeds(
+    config: dict[str, object], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    made = complete({}, parse_spec(config))
+    assert {made.get(name) for name in THREADS} == {expected}
+
+
+def test_the_kernelspec_s_number_of_threads_beats_the_quota_s_and_the_server_s_does_not() -> None:
+    source = {"OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "9"}
+    spec = parse_spec({"cpus": 1, "env_pass": ["MKL_NUM_THREADS"]})
+    filtered = filter_environment(source, spec, set_by_kernelspec=["OMP_NUM_THREADS"])
+    made = complete(filtered, spec)
+    assert [made[name] for name in source] == ["7", "8", "1"]
+    assert complete(filter_environment(source, DEFAULT)).items() >= source.items()
 
 
 @bounded

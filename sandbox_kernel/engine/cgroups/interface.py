@@ -225,7 +225,10 @@ class Files:
             os.close(fd)
 
     def mkdir(self, path: Path) -> None:
+        """Readable for all whatever the umask: root's supervisor is not root when it looks why a
+        kernel died."""
         os.mkdir(path, 0o755)
+        path.chmod(0o755)
 
     def rmdir(self, path: Path) -> None:
         os.rmdir(path)
