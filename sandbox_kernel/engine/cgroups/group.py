@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,12 +12,14 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ...errors import CgroupError, ProtocolError, describe_errno
 from ...spec import Caps, MissingCap, UserTotal
-from . import blockdev, limits, owner, processes, total
+from . import blockdev, limits, owner, processes, total, v2
 from .detect import Missing, Search, Tried, check_hint
 from .interface import (
     CONTROLLER_OF,
     FILES,
     OPTIONAL_CONTROLLERS,
+    SCOPE_LEAF,
+    SCOPE_UNIT,
     CgroupEvents,
     CgroupUsage,
     Files,
@@ -334,12 +337,16 @@ def _look(
 
 def _enter(search: Search, scope: Scope) -> Search:
     """Move this process to the scope; the search from there, or the one that knows why not."""
+    left = search.own
     try:
         scope.enter()
+        entered = replace(search, left=left)
+        if entered.own is not None and entered.own.name == SCOPE_UNIT:
+            v2.move(os.getpid(), entered.own / SCOPE_LEAF, search.files)
+            entered = replace(search, left=left)
     except CgroupError as error:
         cause = error.cause or error.fact
         return replace(search, no_scope=Tried(None, Source.SCOPE, cause, error.remedy))
-    entered = replace(search, left=search.own)
     if entered.in_scope:
         return entered
     cause = f"systemd said that this process is in it, and it is in {entered.own}"

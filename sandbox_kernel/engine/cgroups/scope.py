@@ -44,6 +44,8 @@ _NOT_THERE: Final = frozenset(
         "org.freedesktop.DBus.Error.InvalidArgs",  # "Unit is not active, refusing."
     }
 )
+#: The scope has no such leaf yet.
+_NO_FILE: Final = "org.freedesktop.DBus.Error.FileNotFound"
 _EXISTS: Final = f"{_SYSTEMD}.UnitExists"
 #: What a bus says on which no systemd is.
 _NO_SYSTEMD: Final = frozenset(
@@ -54,7 +56,7 @@ _NO_SYSTEMD: Final = frozenset(
 
 @dataclass(frozen=True)
 class UserScope:
-    """How to get into the scope; :meth:`enter` is for the supervisor, before anything is made."""
+    """How to get into the scope; :func:`.create` does it, before anything is made."""
 
     buses: tuple[str, ...]
     """D-Bus addresses on which the user's systemd may be, in the order in which they are tried."""
@@ -62,7 +64,9 @@ class UserScope:
     """After which it is given up."""
 
     def enter(self) -> None:
-        """Move this process into the leaf ``supervisors`` of the scope, which is made if need be.
+        """Move this process into the scope, which is made if need be.
+
+        It is in the leaf ``supervisors`` then, or in the scope itself where that has no leaf yet.
 
         Raises:
             CgroupError: there is no systemd of this user, it refused, or said nothing in time.
@@ -119,9 +123,9 @@ class _Manager:
         if (result := ended[3]) != "done":
             raise Refused(f"{_SYSTEMD}.Job", f"the start of {SCOPE_UNIT} ended with {result!r}")
 
-    def attach(self) -> None:
-        """Move the caller to its leaf. 0 is who sends this, in whatever pid namespace that is."""
-        self._call("AttachProcessesToUnit", "ssau", (SCOPE_UNIT, "/" + SCOPE_LEAF, [0]))
+    def attach(self, leaf: str) -> None:
+        """Move the caller into the scope. 0 is who sends this, in whatever pid namespace it is."""
+        self._call("AttachProcessesToUnit", "ssau", (SCOPE_UNIT, leaf, [0]))
 
     def wait_for_change(self) -> None:
         """Until the scope has begun or is gone, or some seconds."""
@@ -142,8 +146,7 @@ def _join(manager: _Manager) -> None:
     subscribed = False
     for _ in range(_TRIES):
         try:
-            manager.attach()
-            return
+            return _attach(manager)
         except Refused as error:
             if error.name not in _NOT_THERE:
                 raise
@@ -152,12 +155,29 @@ def _join(manager: _Manager) -> None:
             manager.subscribe()
             subscribed = True
         try:
-            manager.start()
+            return manager.start()
         except Refused as error:
             if error.name != _EXISTS:
                 raise
             manager.wait_for_change()
     raise refused
+
+
+def _attach(manager: _Manager) -> None:
+    """To the leaf. Who began the scope makes it, and only then may hand controllers down."""
+    try:
+        manager.attach("/" + SCOPE_LEAF)
+    except Refused as error:
+        if error.name != _NO_FILE:
+            raise
+    else:
+        return
+    try:
+        manager.attach("")
+    except Refused as error:
+        if error.name in _NOT_THERE:
+            raise
+        manager.attach("/" + SCOPE_LEAF)  # made meanwhile
 
 
 def _transient_unit() -> tuple[Any, ...]:

@@ -308,18 +308,27 @@ def _enable(place: Place, control: Path, controller: str, files: Files) -> None:
 
 def _empty(place: Place, files: Files) -> None:
     """Move every process of a delegated directory to the leaf of it that is for them."""
-    directory = place.directory
-    leaf = directory / (SCOPE_LEAF if place.source is Source.SCOPE else HOST_LEAF)
-    with contextlib.suppress(FileExistsError):
-        files.mkdir(leaf)
-    for pid in files.pids(directory):
-        try:
-            files.write(leaf / "cgroup.procs", str(pid))
-        except ProcessLookupError:
-            pass
-        except OSError as error:
-            raise CgroupError(
-                f"process {pid} could not be moved to {leaf}",
-                cause=describe_errno(error.errno or 0),
-                path=str(leaf / "cgroup.procs"),
-            ) from error
+    leaf = SCOPE_LEAF if place.source is Source.SCOPE else HOST_LEAF
+    for pid in files.pids(place.directory):
+        move(pid, place.directory / leaf, files)
+
+
+def move(pid: int, leaf: Path, files: Files) -> None:
+    """Put a process, unless it is gone, into a directory, which is made if need be.
+
+    Raises:
+        CgroupError: it could not be made, or did not take the process.
+    """
+    path = leaf
+    try:
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(leaf)
+        path = leaf / "cgroup.procs"
+        with contextlib.suppress(ProcessLookupError):
+            files.write(path, str(pid))
+    except OSError as error:
+        raise CgroupError(
+            f"process {pid} could not be moved to {leaf}",
+            cause=describe_errno(error.errno or 0),
+            path=str(path),
+        ) from error
