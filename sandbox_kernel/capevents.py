@@ -31,17 +31,27 @@ class CapEvents:
         self._start = self._seen = self._told = self._watch.start
         self._last_oom = CgroupEvents()
         self._next_notice = 0.0
+        self._again = False
 
     def fileno(self) -> int:
         """Readable when something has happened: call :meth:`news`."""
         return self._watch.fileno()
 
-    def news(self) -> list[str]:
-        """Somebody was killed, or refused, or slowed down: lines for the log, at a bounded rate."""
+    def timeout(self) -> float | None:
+        """Seconds after which :meth:`news` is to be called though nothing was readable."""
+        return max(self._next_notice - time.monotonic(), 0) if self._again else None
+
+    def news(self, *, fired: bool) -> list[str]:
+        """Somebody was killed, or refused, or slowed down: lines for the log, at a bounded rate.
+
+        After each event it wants to be called once more: an event of v1 comes before what it is
+        about is counted, and what comes too soon after another is told later.
+        """
         self._see(_quietly(self._watch.take, self._seen))
         if time.monotonic() < self._next_notice:
+            self._again |= fired
             return []
-        self._next_notice = time.monotonic() + _NOTICE_INTERVAL
+        self._next_notice, self._again = time.monotonic() + _NOTICE_INTERVAL, fired
         news, self._told = self._happened_since(self._told), self._seen
         return tell(news, self._caps, self._usage(), user=self._user)
 

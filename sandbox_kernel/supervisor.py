@@ -330,13 +330,16 @@ class Supervisor:
                 )
             for fd in [fd for fd in events if isinstance(fd, int)]:
                 self.actions[fd]()
+            if self.events.timeout() == 0:
+                self._from_cgroup(fired=False)
             self.proxy.dispatch(events)
         return self._end()
 
     def _timeout_ms(self) -> int | None:
         if self.state is State.STARTING:
             return max(int((self.deadline - time.monotonic()) * 1000), 0) + 1
-        return self.proxy.timeout_ms()
+        timeouts = [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
+        return min((t for t in timeouts if t is not None), default=None)
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(KeyError):
@@ -403,8 +406,8 @@ class Supervisor:
         if self.console.at_end:
             self._forget(self.console.read_end)
 
-    def _from_cgroup(self) -> None:
-        for line in self.events.news():
+    def _from_cgroup(self, *, fired: bool = True) -> None:
+        for line in self.events.news(fired=fired):
             self.lifeline.notice(line)
 
     def _kernel_bound(self) -> None:
@@ -458,6 +461,11 @@ class Supervisor:
             if not sockets:
                 return
             self.proxy.dispatch(sockets)
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    """For poll(): rounded up, or it would wake too early and again and again."""
+    return None if seconds is None else int(seconds * 1000) + 1
 
 
 def _status(message: dict[str, Any]) -> ExitStatus | None:
