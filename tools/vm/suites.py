@@ -1,7 +1,9 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
 Everything runs as ``stock``, and what is about cgroups once more as ``deleg``, whose systemd
-delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. From the environment:
+delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. Where nothing is delegated, in
+a session and in a plain service, the tests of the scope that systemd makes then run. From the
+environment:
 
 ``VM_TESTS``
     the paths below tests/ to run instead, in each run: ``VM_TESTS="integration/test_caps.py"``
@@ -37,6 +39,8 @@ TESTS = ROOT / "tests"
 INSIDE = "/opt/sandbox-kernel"
 SUITES = ("integration", "conformance", "escape")
 ABOUT_CGROUPS = ("integration/test_*cap*.py", "integration/test_*cgroup*.py")
+ABOUT_SCOPE = ("integration/test_cgroups_scope.py",)
+"""The others about cgroups need a directory that was delegated before."""
 FACTOR = 10
 """How much longer everything may take where instructions are emulated."""
 SECONDS = 5400.0
@@ -57,6 +61,8 @@ RUNS = (
     Run("stock", "stock", "delegated", SUITES, ("cgroup-v1", "cpuset", "io", "hugetlb", "git")),
     Run("deleg", "deleg", "delegated", ABOUT_CGROUPS, ("cgroup-v1", "hugetlb")),
     Run("prepared", "deleg", "prepared", ABOUT_CGROUPS, ("cgroup-v1",)),
+    Run("login", "stock", "login", ABOUT_SCOPE, ()),
+    Run("service", "deleg", "service", ABOUT_SCOPE, ()),
 )
 
 

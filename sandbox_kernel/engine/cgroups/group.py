@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -308,9 +308,9 @@ def _find(
     """
     asked = {cap: CONTROLLER_OF[cap] for cap in caps.asked()}
     asked |= {f"user.{cap}": CONTROLLER_OF[cap] for cap in user.caps.asked()}
-    search, found = _look(asked.values(), search, scope, all)
+    search, found = _look(asked.values(), search, scope)
     if user.kernels is not None and not any(isinstance(p, Place) for p in found.values()):
-        search, more = _look(OPTIONAL_CONTROLLERS, search, scope, any)
+        search, more = _look(OPTIONAL_CONTROLLERS, search, scope, one_is_enough=True)
         found |= more
         places = [p for p in found.values() if isinstance(p, Place)]
         found = {p.controller: p for p in places[:1]} or found
@@ -321,15 +321,13 @@ def _find(
 
 
 def _look(
-    controllers: Iterable[str],
-    search: Search,
-    scope: Scope | None,
-    enough: Callable[[Iterable[bool]], bool],
+    controllers: Iterable[str], search: Search, scope: Scope | None, *, one_is_enough: bool = False
 ) -> tuple[Search, dict[str, Place | Missing]]:
-    """Where the controllers are; with ``enough`` of them found before the scope, it is left out."""
+    """Where the controllers are; the scope is left out if those before it have what is needed."""
     found = search.find_all(controllers)
-    helps = [search.scope_helps(place) for place in found.values()]
-    if scope is None or not any(helps) or enough(not h for h in helps):
+    lacking = [place for place in found.values() if search.scope_helps(place)]
+    there = [p for p in found.values() if isinstance(p, Place) and p not in lacking]
+    if scope is None or not lacking or (one_is_enough and there):
         return search, found
     search = _enter(search, scope)
     return search, search.find_all(found)
