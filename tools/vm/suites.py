@@ -1,8 +1,8 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
 Everything runs as ``stock``, and what is about cgroups once more as ``deleg``, whose systemd
-delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. Where nothing is delegated, in
-a session and in a plain service, the tests of the scope that systemd makes then run. From the
+delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. In a session and in a plain
+service, where nothing is delegated, run the tests of the scope that systemd makes then. From the
 environment:
 
 ``VM_TESTS``
