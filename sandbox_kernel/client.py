@@ -14,10 +14,11 @@ import socket
 import subprocess
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from .engine import messages
-from .environment import launcher_environment
+from .environment import launcher_environment, user_buses
 from .errors import KernelStartError, ProtocolError, SandboxError, describe_errno
 from .protocol import (
     Accepted,
@@ -138,8 +139,10 @@ class Sandbox:
     ) -> Sandbox:
         """Ask for a sandbox. Returns at once; :attr:`started` is set when it runs.
 
-        A launcher that died since it was last used is replaced, once.
+        ``environment`` is the server's own. A launcher that died since it was last used is
+        replaced, once.
         """
+        request = replace(request, buses=user_buses(environment))
         try:
             lifeline = Launcher.get(command, environment).start()
         except OSError:

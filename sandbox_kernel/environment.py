@@ -109,3 +109,20 @@ def launcher_environment(source: Mapping[str, str]) -> dict[str, str]:
     kept = {name: source[name] for name in _LAUNCHER if name in source}
     kept |= {n: v for n, v in source.items() if _ALLOWED_PATTERN.fullmatch(n)}
     return {"LANG": "C.UTF-8", **kept, "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+
+
+def user_buses(source: Mapping[str, str]) -> tuple[str, ...]:
+    """The D-Bus addresses on which this user's systemd may be, the surest first.
+
+    Called by the client: they go with the request, so that neither variable is in the launcher's
+    environment, a copy of which every kernel can read in ``/proc``.
+    """
+    found = []
+    run = source.get("XDG_RUNTIME_DIR", "")
+    if run.startswith("/"):
+        escaped = re.sub(r"[%,;=\\]", lambda match: f"%{ord(match[0]):02x}", run)
+        # Its own socket needs no bus; it is what systemctl --user talks to.
+        found += [f"unix:path={escaped}/systemd/private", f"unix:path={escaped}/bus"]
+    if bus := source.get("DBUS_SESSION_BUS_ADDRESS"):
+        found.append(bus)
+    return tuple(dict.fromkeys(found))

@@ -48,6 +48,8 @@ class LaunchRequest:
     """Removed by the supervisor if the client dies without an orderly end."""
     arguments: tuple[str, ...] = ()
     """Further command-line arguments of the ipykernel."""
+    buses: tuple[str, ...] = ()
+    """D-Bus addresses of the user's systemd, for a scope that the caps may need."""
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -60,6 +62,7 @@ class LaunchRequest:
             "environment": dict(self.environment),
             "connection_file": self.connection_file,
             "arguments": list(self.arguments),
+            "buses": list(self.buses),
         }
 
     @classmethod
@@ -78,6 +81,7 @@ class LaunchRequest:
             environment={str(k): str(v) for k, v in message["environment"].items()},
             connection_file=message["connection_file"],
             arguments=tuple(str(a) for a in message["arguments"]),
+            buses=tuple(str(b) for b in message["buses"]),
         )
 
 

@@ -223,6 +223,7 @@ def _make_cgroup(
         hint=shared.cgroup_hint,
         on_missing=request.spec.on_missing_cap,
         user=request.spec.user,
+        scope=cgroups.UserScope(request.buses),
     )
     stack.callback(group.remove)
     stack.callback(group.kill)

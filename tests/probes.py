@@ -94,6 +94,21 @@ def _words(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def _systemd_user() -> str | None:
+    """A systemd of this user that answers, and hands controllers of cgroup v2 down."""
+    if not _unified():
+        return "the controllers of this machine are on cgroup v1"
+    folder = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not Path(folder, "systemd/private").is_socket():
+        return f"no systemd of this user listens in {folder or 'XDG_RUNTIME_DIR, which is not set'}"
+    if not os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return "DBUS_SESSION_BUS_ADDRESS names no bus"
+    uid = os.getuid()
+    manager = CGROUP_ROOT / f"user.slice/user-{uid}.slice/user@{uid}.service"
+    missing = {"memory", "pids", "cpu"} - set(_words(manager / "cgroup.controllers"))
+    return f"{manager} is without {', '.join(sorted(missing))}" if missing else None
+
+
 def _disk() -> str | None:
     """The temporary folder lies on a block device, so that there is something to be limited."""
     return None if os.major(os.stat("/var/tmp").st_dev) else "/var/tmp lies on no block device"
@@ -142,6 +157,7 @@ PROBES: Final[dict[str, Callable[[], str | None]]] = {
     "landlock": _landlock,
     "root": _root,
     "subordinate-ids": _subordinate_ids,
+    "systemd-user": _systemd_user,
 }
 
 

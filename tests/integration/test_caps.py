@@ -383,6 +383,7 @@ def nothing_delegated(here: Ground, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """As for a user to whom no administrator gave a cgroup; with a launcher that knows of none."""
     close_launchers()
     monkeypatch.delenv("SANDBOX_KERNEL_CGROUP")
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     yield here
     close_launchers()
 

@@ -17,6 +17,7 @@ from sandbox_kernel.environment import (
     complete_environment,
     filter_environment,
     launcher_environment,
+    user_buses,
 )
 from sandbox_kernel.spec import SandboxSpec, parse_spec
 
@@ -198,3 +199,26 @@ def test_the_launcher_holds_no_secret(name: str) -> None:
 def test_the_launcher_is_told_its_cgroup_and_its_home() -> None:
     made = launcher_environment({"SANDBOX_KERNEL_CGROUP": "g", "HOME": "/h", "LC_ALL": "C"})
     assert (made["SANDBOX_KERNEL_CGROUP"], made["HOME"], made["LC_ALL"]) == ("g", "/h", "C")
+
+
+# -- where systemd is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({}, ()),
+        ({"XDG_RUNTIME_DIR": "relative", "DBUS_SESSION_BUS_ADDRESS": ""}, ()),
+        ({"DBUS_SESSION_BUS_ADDRESS": "unix:abstract=x"}, ("unix:abstract=x",)),
+        (
+            {"XDG_RUNTIME_DIR": "/r", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/r/bus"},
+            ("unix:path=/r/systemd/private", "unix:path=/r/bus"),
+        ),
+        (
+            {"XDG_RUNTIME_DIR": "/a,b%"},
+            ("unix:path=/a%2cb%25/systemd/private", "unix:path=/a%2cb%25/bus"),
+        ),
+    ],
+)
+def test_where_systemd_is_looked_for(source: dict[str, str], expected: tuple[str, ...]) -> None:
+    assert user_buses(source) == expected

@@ -40,6 +40,7 @@ REQUEST: Final = LaunchRequest(
     environment={"LANG": "C.UTF-8", "A": "\udcff TOKEN"},
     connection_file="/run/kernel.json",
     arguments=("--IPKernelApp.matplotlib=inline",),
+    buses=("unix:path=/run/user/1000/bus",),
 )
 STARTED: Final = Started(10, 11, CONNECTION, ("no swap cap",), 5)
 

@@ -1,7 +1,9 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
 Everything runs as ``stock``, and what is about cgroups once more as ``deleg``, whose systemd
-delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. From the environment:
+delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. In a session and in a plain
+service, where nothing is delegated, run the tests of the scope that systemd makes then. From the
+environment:
 
 ``VM_TESTS``
     the paths below tests/ to run instead, in each run: ``VM_TESTS="integration/test_caps.py"``
@@ -37,6 +39,8 @@ TESTS = ROOT / "tests"
 INSIDE = "/opt/sandbox-kernel"
 SUITES = ("integration", "conformance", "escape")
 ABOUT_CGROUPS = ("integration/test_*cap*.py", "integration/test_*cgroup*.py")
+ABOUT_SCOPE = ("integration/test_cgroups_scope.py",)
+"""The others about cgroups need a directory that was delegated before."""
 FACTOR = 10
 """How much longer everything may take where instructions are emulated."""
 SECONDS = 5400.0
@@ -62,6 +66,8 @@ RUNS = (
         "v2-scope"),
     Run("deleg", "deleg", "delegated", ABOUT_CGROUPS, ("cgroup-v1", "hugetlb"), "v2-scope-all"),
     Run("prepared", "deleg", "prepared", ABOUT_CGROUPS, ("cgroup-v1",), "v2-prepared"),
+    Run("login", "stock", "login", ABOUT_SCOPE, (), "v2-scope"),
+    Run("service", "deleg", "service", ABOUT_SCOPE, (), "v2-scope-all"),
 )  # fmt: skip
 
 

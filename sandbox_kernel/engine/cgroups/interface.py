@@ -55,6 +55,9 @@ CPU_PERIOD: Final = 100_000
 RT_PERIOD: Final = 1_000_000
 #: The variable through which a caller gets the ``hint``; named here for the messages only.
 HINT_VARIABLE: Final = "SANDBOX_KERNEL_CGROUP"
+#: The unit that all kernels of a user share where his systemd delegates, and who is where in it.
+SCOPE_UNIT: Final = "sandbox-kernel.scope"
+SCOPE_LEAF: Final = "supervisors"
 
 
 class Version(enum.Enum):
