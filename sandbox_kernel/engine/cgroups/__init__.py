@@ -26,10 +26,12 @@ from .interface import (
     Version,
 )
 from .sweep import Swept, running, sweep
+from .usage import USAGE_FORMAT, usage_from_dict, usage_to_dict
 from .watch import EventWatch
 
 __all__ = [
     "HINT_VARIABLE",
+    "USAGE_FORMAT",
     "CgroupEvents",
     "CgroupUsage",
     "EventWatch",
@@ -49,4 +51,6 @@ __all__ = [
     "hierarchies",
     "running",
     "sweep",
+    "usage_from_dict",
+    "usage_to_dict",
 ]

@@ -239,10 +239,12 @@ def _io(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
             value = getattr(limit, name)
             if value is not None:
                 line = f"{limit.device} {value}"
-                yield Setting(f"blkio.throttle.{name}_device", line, has_line(*line.split()))
+                accepts = has_line(*line.split())
+                yield Setting(f"blkio.throttle.{name}_device", line, accepts, neutral="0")
         if limit.weight is not None:
             line = f"{limit.device} {limit.weight}"
-            yield Setting("blkio.bfq.weight_device", line, has_line(*line.split()))
+            accepts = has_line(*line.split())
+            yield Setting("blkio.bfq.weight_device", line, accepts, neutral="0")
 
 
 def _hugetlb(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
@@ -262,7 +264,8 @@ def _net_cls(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
 def _net_prio(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
     for interface, priority in caps.net_prio:
         line = f"{interface} {priority}"
-        yield Setting("net_prio.ifpriomap", line, has_line(interface, str(priority)))
+        accepts = has_line(interface, str(priority))
+        yield Setting("net_prio.ifpriomap", line, accepts, neutral="0")
 
 
 def _devices(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
