@@ -365,8 +365,8 @@ class Supervisor:
                     self.box.signal(order.number)
             case Kill():
                 self.on_order = True
-                self.control.release()
                 self.box.kill()
+                self.control.release()  # it does not run on before it dies
             case _:
                 self.lifeline.say(self._answer(order))
 
@@ -380,8 +380,8 @@ class Supervisor:
         """However it died: nothing of the sandbox outlives it."""
         self._forget(self.lifeline.fileno())
         self.on_order = True
-        self.control.release()
         self.box.kill()
+        self.control.release()
 
     def _from_init(self) -> None:
         try:
