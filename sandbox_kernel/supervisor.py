@@ -372,9 +372,13 @@ class Supervisor:
 
     def _answer(self, order: Ask) -> Answer:
         """Who sends many and reads none of the answers loses them, after a wait for each."""
-        if self.state is State.RUNNING:
+        if self.on_order:  # what is dying is not to be frozen again
+            error = ControlError("there is no kernel any more", cause="it was told to end")
+        elif self.state is State.STARTING:
+            error = ControlError("there is no kernel yet", cause="it is starting")
+        else:
             return self.control.obey(order)
-        return Refused(order.request, ControlError("there is no kernel yet", cause="it starts"))
+        return Refused(order.request, error)
 
     def _client_is_gone(self) -> None:
         """However it died: nothing of the sandbox outlives it."""

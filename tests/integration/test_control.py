@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -295,6 +296,8 @@ def test_where_nobody_is_left_the_next_start_ends_a_paused_kernel(here: Ground) 
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in (server.pid, *others):
                 os.kill(pid, number)
+        assert wait_for_end([server.pid, *others], PATIENCE * probes.TIMEOUT_FACTOR) == []
+        assert wait_for_end(family, 0.1) != []
         km = manager(here.folder, CAPS)
         km.start_kernel(cwd=str(here.work))
         assert wait_for_end(family, PATIENCE * probes.TIMEOUT_FACTOR) == []
@@ -594,10 +597,28 @@ def test_a_kernel_that_ends_meanwhile_is_told(here: Ground) -> None:
 
     with started(here.folder, CAPS) as (km, _):
         answers = wait(ask_and_kill(provisioner(km)))
-        assert [a for a in answers if not isinstance(a, (ControlError, CgroupUsage))] == []
-        assert str(answers[-1]) == (
-            "the kernel could not be paused: it has ended: the kernel was ended as asked"
-        )
+        said = {str(answer) for answer in answers if isinstance(answer, ControlError)}
+        assert len(answers) == sum(isinstance(answer, ControlError) for answer in answers)
+        told = "there is no kernel any more: it was told to end"
+        ended = r"the kernel could not be .*: it has ended: the kernel was ended as asked"
+        assert all(text == told or re.fullmatch(ended, text) for text in said), said
+
+
+def test_a_kernel_that_ends_by_itself_meanwhile_is_told(here: Ground) -> None:
+    """In the middle of what is asked again and again."""
+
+    async def ask_until_the_end(of: SandboxProvisioner) -> str:
+        while True:
+            try:
+                await of.usage()
+            except ControlError as error:
+                return str(error)
+
+    with started(here.folder, CAPS) as (km, client):
+        client.execute("import os, time; time.sleep(0.3); os._exit(3)")
+        text = wait(ask_until_the_end(provisioner(km)))
+        assert text.startswith("the kernel could not be asked for its usage: it has ended: ")
+        assert "exited by itself with status 3" in text
 
 
 def test_a_client_without_a_manager_does_not_take_a_paused_kernel_for_dead(here: Ground) -> None:
