@@ -10,9 +10,9 @@ process can be in different groups, and one that has access to the file can leav
 group alone; inside the sandbox no cgroup file system is mounted. v2 has ``cgroup.threads`` for
 that, in threaded groups only. A v1 group takes processes and has children at once, where on v2
 processes are in leaves; moving needs write access to the target only, on v2 to the common ancestor.
-For a kernel that runs: the freezer stops the threads in ``tasks`` one by one, a fork in between leaves
-it in FREEZING, and a frozen process takes SIGKILL when it is thawed; a limit of memory below what is in
-use is refused (EBUSY) if reclaim does not get there, where v2 takes it and kills.
+For a kernel that runs: the freezer stops the threads in ``tasks`` one by one, a fork in between
+leaves it in FREEZING, and a frozen process takes SIGKILL when it is thawed; a limit of memory below
+what is in use is refused (EBUSY) if reclaim does not get there, where v2 takes it and kills.
 """
 
 from __future__ import annotations
