@@ -28,6 +28,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents"}),
+    frozenset({"control"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"provisioner", "spawner", "launch"}),

@@ -28,10 +28,12 @@ from .interface import (
 )
 from .scope import UserScope
 from .sweep import Swept, running, sweep
+from .usage import USAGE_FORMAT, usage_from_dict, usage_to_dict
 from .watch import EventWatch
 
 __all__ = [
     "HINT_VARIABLE",
+    "USAGE_FORMAT",
     "CgroupEvents",
     "CgroupUsage",
     "EventWatch",
@@ -52,4 +54,6 @@ __all__ = [
     "hierarchies",
     "running",
     "sweep",
+    "usage_from_dict",
+    "usage_to_dict",
 ]

@@ -79,27 +79,30 @@ class KernelCgroup:
         found = [BACKENDS[leaf.version].events(leaf, self.files) for leaf in self.leaves]
         return _merge(CgroupEvents(), found)
 
-    def update(self, caps: Caps, *, proc: Path = Path("/proc")) -> None:
+    def update(self, caps: Caps, user: Caps | None = None, *, proc: Path = Path("/proc")) -> None:
         """Put these caps in force instead of those of the same keys; the others stay.
 
-        ``memory_swap`` goes with ``memory``: without it there is no swap. A limit of memory below
-        what is in use is refused on v1 and leads to a kill on v2.
+        ``user`` are caps of all kernels of the user, written first; they hold until a kernel
+        starts that has others in its spec. ``memory_swap`` goes with ``memory``: without it there
+        is no swap. A limit of memory below what is in use is refused on v1 and leads to a kill on
+        v2. May be called while the kernel is paused.
 
         Raises:
-            CgroupError: this kernel's cgroup has no controller for a cap (nothing was changed), or
-                a limit was refused (those written before it, in the order of the leaves, stay).
+            CgroupError: the cgroup has no controller for a cap, or a limit was refused. Nothing is
+                changed then.
         """
-        held = {controller for leaf in self.leaves for controller in leaf.controllers}
+        user = blockdev.resolve(user or Caps(), proc, self.files)
         caps = blockdev.resolve(caps, proc, self.files)
-        for cap in caps.asked():
-            if CONTROLLER_OF[cap] not in held:
-                raise CgroupError(
-                    f"the cap {cap} of a running kernel cannot be changed",
-                    cause=f"its cgroup was made without the controller {CONTROLLER_OF[cap]}",
-                    remedy=f"start it with a cap {cap}",
-                )
-        for leaf in self.leaves:
-            limits.apply(leaf, caps, MissingCap.ERROR, self.files)
+        above = [leaf for v in self.leaves if (leaf := total.leaf_above(v)) is not None]
+        if user.asked() and not above:
+            raise CgroupError(
+                f"the cap user.{next(iter(user.asked()))} of a running kernel cannot be changed",
+                cause="it was started without a total of its user",
+                remedy="start it with a table user",
+            )
+        _check_held(above, user, "user.")
+        _check_held(self.leaves, caps, "")
+        limits.change([*((v, user) for v in above), *((v, caps) for v in self.leaves)], self.files)
 
     def pause(self, timeout: float = 5.0) -> None:
         """Stop every process in the leaves, until :meth:`resume` or :meth:`kill`.
@@ -286,6 +289,17 @@ def create(
                 raise _with_problems(error, problems) from error
             raise
     return KernelCgroup(leaf_name, tuple(made), tuple(warnings), files)
+
+
+def _check_held(leaves: Sequence[Leaf], caps: Caps, prefix: str) -> None:
+    held = {controller for leaf in leaves for controller in leaf.controllers}
+    for cap in caps.asked():
+        if CONTROLLER_OF[cap] not in held:
+            raise CgroupError(
+                f"the cap {prefix}{cap} of a running kernel cannot be changed",
+                cause=f"its cgroup was made without the controller {CONTROLLER_OF[cap]}",
+                remedy=f"start it with a cap {prefix}{cap}",
+            )
 
 
 # -- steps of create() --------------------------------------------------------------------------

@@ -108,6 +108,9 @@ class Setting:
     accepts: Callable[[str], bool]
     shown_in: str | None = None
     """The file that shows what is in force, if it is another one."""
+    neutral: str | None = None
+    """Where a file has a line for each device: what is written behind the first word of ``value``
+    to have none again. ``None``: the file has one value."""
 
 
 @dataclass(frozen=True)

@@ -198,13 +198,16 @@ def _io(leaf: Leaf, caps: Caps, files: Files) -> Iterator[Setting]:
                 "wiops": "write_iops"}  # fmt: skip
         words = [f"{k}={v}" for k, name in keys.items() if (v := getattr(limit, name)) is not None]
         if words:
-            yield Setting("io.max", " ".join([device, *words]), has_line(device, *words))
+            free = " ".join(f"{key}=max" for key in keys)
+            line = " ".join([device, *words])
+            yield Setting("io.max", line, has_line(device, *words), neutral=free)
         file = _weight_file(leaf, device, files) if limit.weight is not None else None
         if file is not None and limit.weight is not None:
             weight = limit.weight
             if file == "io.weight":
                 weight = io_weight_of_blkio(weight)
-            yield Setting(file, f"{device} {weight}", has_line(device, str(weight)))
+            accepts = has_line(device, str(weight))
+            yield Setting(file, f"{device} {weight}", accepts, neutral="default")
 
 
 def _hugetlb(path: Path, caps: Caps) -> Iterator[Setting]:
