@@ -41,7 +41,7 @@ class Spread:
 def by_turns(
     measures: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Each measure once a round, in an order of chance; the first ``warm_up`` rounds do not count."""
+    """Each measure once a round, in an order of chance; ``warm_up`` rounds more do not count."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(warm_up + rounds):
         for name in random.sample(list(measures), len(measures)):

@@ -6,7 +6,6 @@ administrator would write around it by hand: no network namespace, no veth, no p
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import json
 import os
@@ -31,8 +30,8 @@ TIMEOUT: Final = 60
 KERNEL: Final = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 
-class Peer(abc.ABC):
-    """Something that starts a kernel. ``folder`` is the benchmark's own, ``work`` the notebook's."""
+class Peer:
+    """Something that starts a kernel; ``folder`` is the benchmark's, ``work`` the notebook's."""
 
     name: str
 
@@ -45,9 +44,9 @@ class Peer(abc.ABC):
         """Why it cannot be measured here."""
         return None
 
-    @abc.abstractmethod
     def manager(self) -> KernelManager:
         """Not timed: everything that is there before somebody asks for a kernel."""
+        raise NotImplementedError
 
     def start(self, km: KernelManager) -> None:
         """Without what ipykernel says on standard error when it has no parent to watch."""
@@ -117,7 +116,7 @@ def runc_command(bundle: Path, folder: Path) -> list[str]:
 
 
 def write_bundle(bundle: Path, folder: Path, arguments: list[str]) -> None:
-    """What ``runc spec --rootless`` makes, with the host's file system read-only and its network."""
+    """What ``runc spec --rootless`` makes, with the host's files read-only and its network."""
     bundle.mkdir()
     subprocess.run(["runc", "spec", "--rootless"], cwd=bundle, check=True)
     path = bundle / "config.json"
