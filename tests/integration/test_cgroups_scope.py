@@ -81,12 +81,12 @@ def other_launcher(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_caps_bite_where_nothing_was_delegated(tmp_path: Path) -> None:
-    config = {"memory": "256M", "cpus": 0.5, "pids": 64}
+    config = {"memory": "256M", "cpus": 1.5, "pids": 64}
     with started(tmp_path, config) as (km, client):
         leaf = cgroup_of(kernel_pid(km))
         assert leaf.parent == SCOPE
         assert (leaf / "memory.max").read_text() == f"{256 * MIB}\n"
-        assert (leaf / "cpu.max").read_text() == "50000 100000\n"
+        assert (leaf / "cpu.max").read_text() == "150000 100000\n"
         assert cgroup_of(supervisor_pid(km)) == SCOPE / "supervisors"
         assert (SCOPE / "cgroup.procs").read_text() == ""
         code = (
