@@ -1,14 +1,14 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
-Everything runs as ``stock``, and what is about cgroups once more as ``deleg``, whose systemd
-delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. In a session and in a plain
-service, where nothing is delegated, run the tests of the scope that systemd makes then. From the
-environment:
+Every cap is tried as ``stock``, as ``deleg``, whose systemd delegates ``io`` and ``cpuset`` too, and in
+a cgroup that root prepared; what Jupyter expects of a kernel, as ``stock``. In a session, where
+nothing is delegated, run the tests of the scope that systemd makes then. The whole suites are run if
+they are asked for. From the environment:
 
 ``VM_TESTS``
     the paths below tests/ to run instead, in each run: ``VM_TESTS="integration/test_caps.py"``
 ``VM_RUNS``
-    the runs to make, such as ``VM_RUNS="deleg prepared"``
+    the runs to make, such as ``VM_RUNS="deleg prepared"``; ``whole``, ``cgroups`` and ``service`` too
 ``VM_OUT``
     where the results go: JUnit, what pytest printed, the console. ``build/test-vm``
 ``VM_SECONDS``
@@ -38,8 +38,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 INSIDE = "/opt/sandbox-kernel"
 SUITES = ("integration", "conformance", "escape")
-ABOUT_CGROUPS = ("integration/test_*cap*.py", "integration/test_*cgroup*.py")
-ABOUT_SCOPE = ("integration/test_cgroups_scope.py",)
+MATRIX = ("integration/test_caps_matrix.py",)
+CONFORMANCE = ("conformance/test_jupyter_kernel_test.py",)
+CGROUPS = (
+    "integration/test_*cap*.py",
+    "integration/test_*cgroup*.py",
+    "integration/test_control.py",
+)
+SCOPE = ("integration/test_cgroups_scope.py",)
 """The others about cgroups need a directory that was delegated before."""
 FACTOR = 10
 """How much longer everything may take where instructions are emulated."""
@@ -61,14 +67,20 @@ class Run:
     """Of docs/caps.md: what its cgroup is."""
 
 
+_AS_DEBIAN = ("cgroup-v1", "cpuset", "io", "hugetlb", "git")
+
 RUNS = (
-    Run("stock", "stock", "delegated", SUITES, ("cgroup-v1", "cpuset", "io", "hugetlb", "git"),
-        "v2-scope"),
-    Run("deleg", "deleg", "delegated", ABOUT_CGROUPS, ("cgroup-v1", "hugetlb"), "v2-scope-all"),
-    Run("prepared", "deleg", "prepared", ABOUT_CGROUPS, ("cgroup-v1",), "v2-prepared"),
-    Run("login", "stock", "login", ABOUT_SCOPE, (), "v2-scope"),
-    Run("service", "deleg", "service", ABOUT_SCOPE, (), "v2-scope-all"),
-)  # fmt: skip
+    Run("stock", "stock", "delegated", (*MATRIX, *CONFORMANCE), _AS_DEBIAN, "v2-scope"),
+    Run("deleg", "deleg", "delegated", MATRIX, ("cgroup-v1", "hugetlb"), "v2-scope-all"),
+    Run("prepared", "deleg", "prepared", MATRIX, ("cgroup-v1",), "v2-prepared"),
+    Run("login", "stock", "login", SCOPE, (), "v2-scope"),
+)
+MORE = (
+    Run("whole", "stock", "delegated", SUITES, _AS_DEBIAN, "v2-scope"),
+    Run("cgroups", "deleg", "prepared", CGROUPS, ("cgroup-v1",), "v2-prepared"),
+    Run("service", "deleg", "service", SCOPE, (), "v2-scope-all"),
+)
+"""Made if they are asked for: emulated, they take hours."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def main() -> int:
     runs = chosen()
     out = Path(os.environ.get("VM_OUT") or ROOT / "build" / "test-vm").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for run in RUNS:  # nothing of an earlier time may be taken for a result
+    for run in (*RUNS, *MORE):  # nothing of an earlier time may be taken for a result
         for stale in (out / f"{run.name}.json", out / run.name / "junit.xml"):
             stale.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", prefix="sandbox-kernel-vm-job-") as job:
@@ -114,7 +126,7 @@ def main() -> int:
 
 def chosen() -> tuple[Run, ...]:
     names = os.environ.get("VM_RUNS", "").split() or [run.name for run in RUNS]
-    known = {run.name: run for run in RUNS}
+    known = {run.name: run for run in (*RUNS, *MORE)}
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"no run {', '.join(unknown)}: {', '.join(known)} are there")
     return tuple(known[name] for name in names)
