@@ -1,14 +1,15 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
-Every cap is tried as ``stock``, as ``deleg``, whose systemd delegates ``io`` and ``cpuset`` too, and in
-a cgroup that root prepared; what Jupyter expects of a kernel, as ``stock``. In a session, where
-nothing is delegated, run the tests of the scope that systemd makes then. The whole suites are run if
-they are asked for. From the environment:
+Every cap is tried as ``stock``, as ``deleg``, whose systemd delegates ``io`` and ``cpuset`` too, and
+in a cgroup that root prepared; what Jupyter expects of a kernel, as ``stock``. In a session, where
+nothing is delegated, run the tests of the scope that systemd makes then. The whole suites are run
+if they are asked for. From the environment:
 
 ``VM_TESTS``
     the paths below tests/ to run instead, in each run: ``VM_TESTS="integration/test_caps.py"``
 ``VM_RUNS``
-    the runs to make, such as ``VM_RUNS="deleg prepared"``; ``whole``, ``cgroups`` and ``service`` too
+    the runs to make, such as ``VM_RUNS="deleg prepared"``; there are more than those
+    that are made if nothing is said, see ``MORE``
 ``VM_OUT``
     where the results go: JUnit, what pytest printed, the console. ``build/test-vm``
 ``VM_SECONDS``
