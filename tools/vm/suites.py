@@ -1,9 +1,9 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
-Every cap is tried as ``stock``, as ``deleg``, whose systemd delegates ``io`` and ``cpuset`` too, and
-in a cgroup that root prepared; what Jupyter expects of a kernel, as ``stock``. In a session, where
-nothing is delegated, run the tests of the scope that systemd makes then. The whole suites are run
-if they are asked for. From the environment:
+Every cap is tried as ``stock``, as ``deleg``, whose systemd delegates ``io`` and ``cpuset`` too,
+and in a cgroup that root prepared; what Jupyter expects of a kernel, as ``stock``. In a session,
+where nothing is delegated, run the tests of the scope that systemd makes then. The whole suites are
+run if they are asked for. From the environment:
 
 ``VM_TESTS``
     the paths below tests/ to run instead, in each run: ``VM_TESTS="integration/test_caps.py"``
