@@ -20,6 +20,21 @@ LOST: Final = Failure(
     ("MessageLost: the kernel's answer was larger than the sandbox lets through",),
 )
 
+#: It did fit, but clients read nothing.
+UNREAD: Final = Failure(
+    "MessageLost",
+    "what the kernel answered was dropped: more than the sandbox keeps waits for clients that do "
+    "not read",
+    ("MessageLost: more than the sandbox keeps waits for clients that do not read",),
+)
+#: The kernel lives, but it is not listened to any more.
+GIVEN_UP: Final = Failure(
+    "LinkGivenUp",
+    "the link to the kernel was cut again and again by what is no message of a kernel, and stays "
+    "cut; restart the kernel",
+    ("LinkGivenUp: the kernel does not speak Jupyter's protocol; restart it",),
+)
+
 
 class Answers:
     """Sends to the clients only; removes from the table what it finished."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..errors import ProtocolError
 from .announcements import Announcements
-from .answers import Answers
+from .answers import UNREAD, Answers
 from .connection import Channel
 from .limits import MessageLimits
 from .messages import (
@@ -53,11 +53,16 @@ class Judge:
         self._answers = answers
         self._announcements = announcements
         self._report = report
+        self._pings = 0
+        self.crowded = False
+        """Set by the proxy: libzmq holds so much for clients that it gets nothing large."""
 
     def request(self, channel: Channel, frames: list[bytes]) -> bool:
         """Client → kernel."""
         if channel is Channel.HB:
-            return _is_heartbeat(frames)
+            _check_heartbeat(frames)
+            self._pings += 1
+            return True
         if len(frames) > self._limits.max_frames:
             raise ProtocolError(f"more than {self._limits.max_frames} frames")
         message = split(frames)
@@ -75,22 +80,37 @@ class Judge:
     def reply(self, channel: Channel, frames: list[bytes]) -> bool:
         """Kernel → client. A reply passes to the client that asked, once; all else is dropped."""
         if channel is Channel.HB:
-            return _is_heartbeat(frames)
+            return self._pong(frames)
         check_size(frames, self._limits)
         message = split(frames)
-        if channel in _ANSWERED:
-            self._verify(message)
-            header = parse_header(message.header, self._limits)
-            parent = parse_parent(message.parent_header, self._limits)
-            request = None
-            if parent is not None:
-                request = self._pending.answered(
-                    channel, message.identities, parent, header.msg_type
-                )
-            if request is None:
-                raise ProtocolError("an answer to no request")
-            if request.gap and not request.idled:
-                self._answers.idle(request)
+        if channel not in _ANSWERED:
+            return self._question(frames)
+        self._verify(message)
+        header = parse_header(message.header, self._limits)
+        parent = parse_parent(message.parent_header, self._limits)
+        request = None
+        if parent is not None:
+            request = self._pending.answered(channel, message.identities, parent, header.msg_type)
+        if request is None:
+            raise ProtocolError("an answer to no request")
+        if request.gap and not request.idled:
+            self._answers.idle(request)
+        if self.crowded and sum(map(len, frames)) > self._limits.large_bytes:
+            self._answers.error_reply(request, UNREAD)
+            raise ProtocolError("no memory is left for it: clients do not read")
+        return True
+
+    def _pong(self, frames: list[bytes]) -> bool:
+        _check_heartbeat(frames)
+        if self._pings <= 0:
+            raise ProtocolError("an answer to no request")
+        self._pings -= 1
+        return True
+
+    def _question(self, frames: list[bytes]) -> bool:
+        """On stdin: a prompt, of which a client that does not read keeps a few."""
+        if sum(map(len, frames)) > self._limits.max_question_bytes:
+            raise ProtocolError(f"larger than {self._limits.max_question_bytes} bytes")
         return True
 
     def _verify(self, message: Message) -> None:
@@ -98,7 +118,6 @@ class Judge:
             raise ProtocolError("a wrong signature")
 
 
-def _is_heartbeat(frames: Sequence[bytes]) -> bool:
+def _check_heartbeat(frames: Sequence[bytes]) -> None:
     if len(frames) > _HEARTBEAT_FRAMES or sum(map(len, frames)) > _HEARTBEAT_BYTES:
         raise ProtocolError("larger than a heartbeat")
-    return True

@@ -14,6 +14,7 @@ import zmq
 
 from ..errors import ProtocolError
 from .connection import Channel
+from .junk import Junk
 from .limits import MessageLimits
 from .report import Report
 
@@ -44,14 +45,16 @@ class Lane:
         self._report = report
         self._judge_request = judge_request
         self._judge_reply = judge_reply
+        self.junk = Junk(limits.junk_a_second)
         self._parked: Frames | None = None
         self._forwarding = True
 
     def interest(self) -> dict[Socket, int]:
         """What the poller should wait for; a parked message waits for room, and stops the front."""
+        back = 0 if self.junk.paused else zmq.POLLIN
         if self._parked is None:
-            return {self.front: zmq.POLLIN, self.back: zmq.POLLIN}
-        return {self.front: 0, self.back: zmq.POLLIN | zmq.POLLOUT}
+            return {self.front: zmq.POLLIN, self.back: back}
+        return {self.front: 0, self.back: back | zmq.POLLOUT}
 
     def stop_forwarding(self) -> None:
         """The kernel is dead: requests are still judged, and go nowhere."""
@@ -88,11 +91,13 @@ class Lane:
         ``front_hwm`` replies unread.
         """
         for count in range(self._limits.burst):
-            frames = receive(self.back, self._limits)
+            frames = None if self.junk.paused else receive(self.back, self._limits)
             if frames is None:
                 return count
             if self._passes(self._judge_reply, frames, "message from the kernel"):
                 self.front.send_multipart(frames, zmq.NOBLOCK)
+            else:
+                self.junk.add()
         return self._limits.burst
 
     def _passes(self, judge: Judge, frames: Frames, what: str) -> bool:
