@@ -14,7 +14,7 @@ from typing import Final
 
 from ..errors import ProtocolError
 from .announcements import Announcements
-from .answers import UNREAD, Answers
+from .answers import FENCE, UNREAD, Answers
 from .connection import Channel
 from .limits import MessageLimits
 from .messages import (
@@ -93,6 +93,9 @@ class Judge:
             request = self._pending.answered(channel, message.identities, parent, header.msg_type)
         if request is None:
             raise ProtocolError("an answer to no request")
+        if request.identities == FENCE:
+            self._answers.fence_came_back(request)
+            return False
         if request.gap and not request.idled:
             self._answers.idle(request)
         if self.crowded and sum(map(len, frames)) > self._limits.large_bytes:

@@ -61,6 +61,14 @@ class Lane:
         self._forwarding = False
         self._parked = None
 
+    def ask(self, frames: Frames) -> bool:
+        """A request of the proxy's own; false if the kernel has no room for it now."""
+        if self._parked is None and self._forwarding:
+            self._parked = frames
+            self._unpark()
+            return True
+        return not self._forwarding
+
     def pump_requests(self) -> int:
         """Client → kernel: at most a burst. How many were taken."""
         for count in range(self._limits.burst):
@@ -96,8 +104,6 @@ class Lane:
                 return count
             if self._passes(self._judge_reply, frames, "message from the kernel"):
                 self.front.send_multipart(frames, zmq.NOBLOCK)
-            else:
-                self.junk.add()
         return self._limits.burst
 
     def _passes(self, judge: Judge, frames: Frames, what: str) -> bool:
@@ -105,6 +111,8 @@ class Lane:
             return judge(self.channel, frames)
         except ProtocolError as error:
             self._report(f"dropped a {what} on {self.channel.value}: {error.fact}")
+            if judge is self._judge_reply:
+                self.junk.add()
             return False
 
 

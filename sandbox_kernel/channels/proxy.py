@@ -81,6 +81,7 @@ class Proxy:
         self._failure: Failure | None = None
         self._poller: zmq.Poller | None = None
         self._interest: dict[Socket, int] = {}
+        self._fences_due: set[Channel] = set()
         self._monitors: dict[Channel, LinkMonitor] = {}
         self._context = zmq.Context()
         try:
@@ -216,6 +217,8 @@ class Proxy:
         for channel, monitor in self._monitors.items():
             if events.get(monitor.socket):
                 self._look_at_link(channel, monitor)
+        if self._fences_due:
+            self._ask_for_fences()
         self._broadcast.flush()
         if events.get(self._broadcast.socket):
             self._broadcast.take_subscriptions()
@@ -333,11 +336,20 @@ class Proxy:
                 "something that is not ZMTP; messages were lost"
             )
             self._answers.after_a_cut(channel)
+            if channel in (Channel.SHELL, Channel.CONTROL):
+                self._fences_due.add(channel)
         if monitor.given_up and self._failure is None:
             self._report(f"gave up the link to the kernel's {channel.value} channel: cut too often")
             self._failure = GIVEN_UP
             for lane in self._lanes:
                 lane.stop_forwarding()
+
+    def _ask_for_fences(self) -> None:
+        """After a cut, when there is room; see :meth:`.answers.Answers.fence`."""
+        for lane in self._lanes:
+            due = lane.channel in self._fences_due
+            if due and lane.ask(self._answers.fence(lane.channel)):
+                self._fences_due.remove(lane.channel)
 
     def _update_interest(self) -> None:
         for lane in self._lanes:
