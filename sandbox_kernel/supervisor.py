@@ -330,7 +330,7 @@ class Supervisor:
                 raise self._did_not_start(
                     f"it said nothing for {self.request.spec.start_timeout:g} seconds"
                 )
-            for fd in [fd for fd in events if isinstance(fd, int)]:
+            for fd in self.actions.keys() & events.keys():  # the others are the proxy's
                 self.actions[fd]()
             if self.events.timeout() == 0:
                 self._from_cgroup(fired=False)
@@ -474,7 +474,7 @@ class Supervisor:
         deadline = time.monotonic() + _DRAIN_TIMEOUT
         while time.monotonic() < deadline:
             events = dict(self.poller.poll(10))
-            sockets = {s: e for s, e in events.items() if not isinstance(s, int)}
+            sockets = {s: e for s, e in events.items() if s not in self.actions}
             if not sockets:
                 return
             self.proxy.dispatch(sockets)
