@@ -196,8 +196,8 @@ def test_a_message_without_an_end(stage: Stage, channel: str, piece: str, most: 
     """libzmq gathers it: 2 GiB of it, or what becomes 5 GiB, would not fit."""
     attack(stage, f"sent = _pour({channel!r}, {piece}, {most})")
     sent = value(stage.client, "sent")
-    assert sent < most, "the link was never cut"
-    assert any("cut the links to the kernel" in line for line in stage.log())
+    assert sent < most, f"the link was never cut: {stage.log()}"
+    assert any("cut the links to the kernel" in line for line in stage.log()), (sent, stage.lines)
     assert len(stage.lines) < 30, stage.lines
     assert memory(stage.supervisor) < 400 * MIB, "it was not given back"
 
@@ -243,28 +243,6 @@ def test_a_link_that_is_cut_for_ever_is_given_up(stage: Stage) -> None:
 
 
 # -- well-formed and too much -------------------------------------------------------------------
-
-
-def test_outputs_that_nobody_reads(stage: Stage) -> None:
-    """libzmq counts 16 messages for a client, of any size: these would be a gibibyte and more."""
-    code = (
-        "from IPython.display import publish_display_data\n"
-        "for _ in range(60):\n"
-        "    publish_display_data({'text/plain': 'x' * 30_000_000})\n"
-    )
-    msg_id = stage.client.execute(code)
-    ask_meanwhile(stage)  # and iopub is not read
-    assert stage.client.get_shell_msg(timeout=TIMEOUT)["content"]["status"] == "ok"
-    assert memory(stage.supervisor, "VmHWM") < SUPERVISOR_MAXIMUM
-    while True:
-        message = stage.client.get_iopub_msg(timeout=TIMEOUT)
-        if message["parent_header"].get("msg_id") != msg_id:
-            continue
-        if message["content"].get("execution_state") == "idle":
-            break
-        del message
-    assert any("a client reads slower than the kernel writes" in line for line in stage.log())
-    assert value(stage.client, "6 * 7") == 42
 
 
 def test_questions_that_nobody_reads(stage: Stage) -> None:
