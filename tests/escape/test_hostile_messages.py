@@ -144,8 +144,9 @@ def _link(channel: str) -> Any:
     for name in os.listdir("/proc/self/fd"):
         try:
             link = socket.socket(fileno=os.dup(int(name)))
-            if link.family == socket.AF_INET and link.getsockname()[1] == port:
-                link.getpeername()
+            own = link.getsockname()
+            # ipykernel connects to its own shell as well
+            if own[1:] == (port,) and link.getpeername()[0] != own[0]:
                 link.setblocking(True)
                 return link
         except OSError:
