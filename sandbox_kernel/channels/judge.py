@@ -54,6 +54,7 @@ class Judge:
         self._announcements = announcements
         self._report = report
         self._pings = 0
+        self._questions = 0
         self.crowded = False
         """Set by the proxy: libzmq holds so much for clients that it gets nothing large."""
 
@@ -66,6 +67,8 @@ class Judge:
         if len(frames) > self._limits.max_frames:
             raise ProtocolError(f"more than {self._limits.max_frames} frames")
         message = split(frames)
+        if channel is Channel.STDIN:
+            self._questions = 0
         if channel in _ANSWERED:
             self._verify(message)
             header = parse_header(message.header, self._limits)
@@ -74,6 +77,7 @@ class Judge:
             ):
                 self._report(f"forgot a request: {self._limits.max_pending} wait already")
             if header.msg_type == "execute_request":
+                self._questions = 0
                 self._announcements.deliver(message.header, message.content)
         return True
 
@@ -111,9 +115,12 @@ class Judge:
         return True
 
     def _question(self, frames: list[bytes]) -> bool:
-        """On stdin: a prompt, of which a client that does not read keeps a few."""
+        """On stdin: a prompt. Nobody is asked again and again without an answer."""
         if sum(map(len, frames)) > self._limits.max_question_bytes:
             raise ProtocolError(f"larger than {self._limits.max_question_bytes} bytes")
+        self._questions += 1
+        if self._questions > self._limits.max_questions:
+            raise ProtocolError(f"more than {self._limits.max_questions} without an answer")
         return True
 
     def _verify(self, message: Message) -> None:

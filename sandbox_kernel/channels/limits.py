@@ -34,7 +34,8 @@ class MessageLimits:
     max_question_bytes: int = 1 * _MIB
     """One message from the kernel on stdin: the prompt of an ``input()``."""
     max_questions: int = 16
-    """Of those that a client has not read. Others are dropped."""
+    """Of those since a client answered one or began a cell. Others are dropped: they would fill the
+    memory of the supervisor, or of the server."""
     junk_a_second: int = 1000
     """Dropped messages from the kernel after which that link is not read until the next second."""
 

@@ -110,7 +110,9 @@ def attack(stage: Stage, code: str) -> None:
     assert (cell.ename or cell.reply.get("ename", "")) in TYPED, cell
     assert memory(stage.supervisor, "VmHWM") < SUPERVISOR_MAXIMUM
     assert memory("self") - server < SERVER_MAXIMUM
-    assert value(stage.client, "6 * 7") == 42, "the kernel that attacked can still be used"
+    deadline = time.monotonic() + TIMEOUT
+    while not (again := run_cell(stage.client, "6 * 7")).ok:  # links may be on their way back
+        assert again.reply["ename"] in TYPED and time.monotonic() < deadline, again
 
 
 def ask_meanwhile(stage: Stage) -> None:
@@ -260,6 +262,7 @@ def test_questions_that_nobody_reads(stage: Stage) -> None:
     assert memory(stage.supervisor, "VmHWM") < 400 * MIB
     while not any("on stdin: larger than" in line for line in stage.log()):
         run_cell(stage.client, "1")
+    assert any("on stdin: more than 16 without an answer" in line for line in stage.lines)
 
 
 def _junk(seconds: float) -> None:
@@ -296,7 +299,8 @@ def _junk(seconds: float) -> None:
                            else app.shell_socket, app.stdin_socket):  # fmt: skip
                 socket.send_multipart([*idents, *body])
                 socket.send_multipart([b"somebody", *body])
-            app.iopub_socket.send_multipart(body)
+            if len(body) < 3 or len(body) > 1000:  # the others are for the client to refuse
+                app.iopub_socket.send_multipart(body)
 
 
 def test_junk_on_every_channel(stage: Stage) -> None:
@@ -327,6 +331,7 @@ def test_a_console_that_is_flooded(stage: Stage) -> None:
     while time.monotonic() < begun + 3:
         assert value(stage.bystander, "1 + 1") == 2
         assert value(stage.client, "6 * 7") == 42
+        stage.log()  # the server reads, or the news wait and are dropped
     share = (cpu_seconds(stage.supervisor) - before) / (time.monotonic() - begun)
     assert share < 0.6, f"{share:.0%} of a core"
     flood = [line for line in stage.log() if "flood" in line]
