@@ -222,29 +222,6 @@ def test_garbage_instead_of_zmtp(stage: Stage, channel: str, piece: str) -> None
     assert len(stage.log()) < 30, stage.lines
 
 
-def test_a_link_that_is_cut_for_ever_is_given_up(stage: Stage) -> None:
-    """Each time the proxy comes back it gets garbage; the cell learns that this is the end."""
-    msg_id = begin(
-        stage.client,
-        "import time\n"
-        "until = time.monotonic() + 50\n"
-        "while time.monotonic() < until:\n"
-        "    try:\n"
-        "        _link('iopub').sendall(b'\\xff' * 64)\n"
-        "    except (LookupError, OSError):\n"
-        "        pass\n"
-        "    time.sleep(0.01)\n",
-    )
-    ask_meanwhile(stage)
-    cell = finish(stage.client, msg_id)
-    assert cell.reply["ename"] == "LinkGivenUp", cell
-    assert any("gave up the link to the kernel's iopub channel" in line for line in stage.log())
-    assert len(stage.lines) < 30
-    stage.client.execute("1")
-    reply = stage.client.get_shell_msg(timeout=TIMEOUT)["content"]
-    assert reply["ename"] == "LinkGivenUp", "and so does the next"
-
-
 # -- well-formed and too much -------------------------------------------------------------------
 
 
