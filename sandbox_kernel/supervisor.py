@@ -28,7 +28,7 @@ import zmq
 
 from . import control, hostpaths, rundir
 from .capevents import CapEvents
-from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
+from .channels import ConnectionInfo, FrontEnds, Gauge, MessageLimits, Proxy, bind_front_ends
 from .console import Console
 from .control import Control
 from .death import Cause, Death
@@ -202,12 +202,14 @@ def _build(
     stack.callback(control.release, cgroup)  # a frozen process of v1 does not even take a SIGKILL
     os.close(bound_write)
     console.close_write_end()
+    gauge = Gauge()
+    stack.callback(gauge.close)
     reached(Step.LOCK_DOWN)
     _lock_down(shared.filter, ids)
     box.go()
     proxy = Proxy(
         front_ends, backend=_backend(endpoints), limits=MessageLimits(),
-        log=lifeline.notice,
+        log=lifeline.notice, gauge=gauge,
     )  # fmt: skip
     stack.callback(proxy.close)
     for warning in cgroup.warnings:
@@ -306,6 +308,7 @@ class Supervisor:
         self.state = State.STARTING
         self.status: ExitStatus | None = None
         self.on_order = False
+        self.console_paused = False
         self.asked: set[int] = set()
         """Signals that the client had sent to the kernel."""
         self.deadline = deadline
@@ -334,17 +337,22 @@ class Supervisor:
                 raise self._did_not_start(
                     f"it said nothing for {self.request.spec.start_timeout:g} seconds"
                 )
-            for fd in [fd for fd in events if isinstance(fd, int)]:
+            for fd in self.actions.keys() & events.keys():  # the others are the proxy's
                 self.actions[fd]()
             if self.events.timeout() == 0:
                 self._from_cgroup(fired=False)
+            if self.console_paused and not self.console.pause():
+                self._pause_console(False)
             self.proxy.dispatch(events)
         return self._end()
 
     def _timeout_ms(self) -> int | None:
+        pause = self.console.pause() if self.console_paused else None
+        timeouts = [_milliseconds(pause)]
         if self.state is State.STARTING:
-            return max(int((self.deadline - time.monotonic()) * 1000), 0) + 1
-        timeouts = [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
+            timeouts.append(_milliseconds(max(self.deadline - time.monotonic(), 0)))
+        else:
+            timeouts += [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
         return min((t for t in timeouts if t is not None), default=None)
 
     def _forget(self, fd: int) -> None:
@@ -423,6 +431,16 @@ class Supervisor:
             self.lifeline.notice(line)
         if self.console.at_end:
             self._forget(self.console.read_end)
+        elif self.console.pause() and not self.console_paused:
+            self._pause_console(True)
+
+    def _pause_console(self, pause: bool) -> None:
+        """Not to read it bounds what a kernel can have done here by writing."""
+        self.console_paused = pause
+        if pause:
+            self._forget(self.console.read_end)
+        else:
+            self.poller.register(self.console.read_end, zmq.POLLIN)
 
     def _from_cgroup(self, *, fired: bool = True) -> None:
         for line in self.events.news(fired=fired):
@@ -475,7 +493,7 @@ class Supervisor:
         deadline = time.monotonic() + _DRAIN_TIMEOUT
         while time.monotonic() < deadline:
             events = dict(self.poller.poll(10))
-            sockets = {s: e for s, e in events.items() if not isinstance(s, int)}
+            sockets = {s: e for s, e in events.items() if s not in self.actions}
             if not sockets:
                 return
             self.proxy.dispatch(sockets)

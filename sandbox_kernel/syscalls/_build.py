@@ -100,6 +100,7 @@ int sk_landlock_abi(void);
 int sk_landlock_add_path(int ruleset, uint64_t access, int parent);
 int sk_landlock_restrict_self(int ruleset, unsigned int flags);
 int sk_close_range(unsigned int first, unsigned int last, unsigned int flags);
+void sk_malloc_trim(void);
 """
 
 _SOURCE_HEAD = r"""
@@ -108,6 +109,7 @@ _SOURCE_HEAD = r"""
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -226,6 +228,12 @@ static int sk_landlock_restrict_self(int ruleset, unsigned int flags)
 { return (int)syscall(SYS_landlock_restrict_self, ruleset, flags); }
 static int sk_close_range(unsigned int first, unsigned int last, unsigned int flags)
 { return (int)syscall(SYS_close_range, first, last, flags); }
+static void sk_malloc_trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 """
 
 

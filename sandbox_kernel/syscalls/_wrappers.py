@@ -31,6 +31,11 @@ def unshare(flags: CloneFlag) -> None:
         fail(f"unshare({flags.name})")
 
 
+def malloc_trim() -> None:
+    """``malloc_trim(3)``: what was freed goes back to the system. For glibc alone."""
+    lib.sk_malloc_trim()
+
+
 def setns(fd: int, nstype: CloneFlag) -> None:
     """``setns(2)`` to the namespace (or, for a pidfd, the namespaces) that ``fd`` refers to."""
     if lib.sk_setns(fd, int(nstype)) < 0:
