@@ -27,7 +27,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
-    frozenset({"lifeline", "hostpaths", "capevents"}),
+    frozenset({"lifeline", "hostpaths", "capevents", "lockdown"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"provisioner", "spawner", "launch"}),
@@ -42,7 +42,7 @@ ENGINE_COMPOSERS: Final = frozenset({"container", "init"})
 #: Names that all of engine/ shares; they import nothing of engine/.
 ENGINE_VOCABULARY: Final = frozenset({"steps"})
 #: module of engine/ → the concept that it is a part of.
-ENGINE_PARTS: Final = {"seccomp_profile": "seccomp"}
+ENGINE_PARTS: Final = {"seccomp_profile": "seccomp", "seccomp_supervisor": "seccomp"}
 
 #: layer member → top-level packages that it must not know.
 FOREIGN: Final[dict[str, frozenset[str]]] = {
