@@ -74,8 +74,8 @@ def _grants(needs: Needs, facts: HostFacts, spec: SandboxSpec, cwd: str) -> Iter
     yield from _cgroups(needs.cgroup)
     for path in needs.sockets:
         yield Grant(os.path.dirname(path), Access.REMOVE_FILE)
-    for folder in rundir.emptied_from(needs.sockets):
-        yield Grant(str(folder), Access.REMOVE_DIR)
+    for above in rundir.emptied_from(needs.sockets):
+        yield Grant(str(above), Access.REMOVE_DIR)
     if needs.connection_file:
         folder = os.path.dirname(needs.connection_file)
         if not any(rootfs.is_within(own, folder) for own in (*facts.homes, cwd)):
