@@ -23,7 +23,15 @@ from traitlets.config.loader import Config, LazyConfigValue
 
 from . import rundir
 from .client import Sandbox, launcher_command
-from .errors import ChannelError, KernelStartError, SandboxError, SpecError, describe_errno
+from .errors import (
+    ChannelError,
+    KernelStartError,
+    ProtocolError,
+    SandboxError,
+    SpecError,
+    describe_errno,
+)
+from .observe import Observation, observe
 from .protocol import Exited, Notice, Started
 from .request import build_request
 from .spec import KEYS, SandboxSpec, Transport, kernelspec_config, parse_spec
@@ -302,6 +310,17 @@ class SandboxProvisioner(LocalProvisioner):
         if self.directory is not None:
             rundir.remove(self.directory)
             self.directory = None
+
+    def observed_walls(self) -> Observation:
+        """The walls of the running kernel as they are, seen from this process.
+
+        Raises:
+            ProtocolError: no kernel runs, or its walls cannot be looked at.
+        """
+        started = self.sandbox.started if self.sandbox is not None else None
+        if started is None:
+            raise ProtocolError("no kernel runs that could be looked at")
+        return observe(started.supervisor_pid, started.init_pid, started.landlock_abi)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """For persistence; a sandbox ends with its server, so there is nothing to come back to."""

@@ -27,7 +27,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
-    frozenset({"lifeline", "hostpaths", "capevents", "lockdown"}),
+    frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"provisioner", "spawner", "launch"}),
