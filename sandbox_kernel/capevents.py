@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from .caps import Caps
+from .caps import Caps, Change
 from .death import Death, explain, tell
 from .engine.cgroups import CgroupEvents, CgroupUsage, EventWatch, KernelCgroup
 from .engine.process import ExitStatus
@@ -62,6 +62,18 @@ class CapEvents:
         return explain(
             status, self._caps, happened, self._usage(), on_order=on_order, user=self._user
         )
+
+    def changed(self, change: Change) -> tuple[Caps, Caps]:
+        """The caps of the kernel and of its user as they would be after ``change``.
+
+        Raises:
+            SpecError: they do not go together.
+        """
+        return self._caps.changed(change.caps), self._user.changed(change.user, "user.")
+
+    def use(self, caps: Caps, user: Caps) -> None:
+        """These are in force now: what is told from here on names them."""
+        self._caps, self._user = caps, user
 
     def close(self) -> None:
         """Before the cgroup is removed. Twice is once."""

@@ -24,6 +24,10 @@ from .syscalls import CapabilityBit
 #: Bytes. Queues are bounded below this; a multipart message without an end is not, in libzmq.
 _MEMORY_MAXIMUM: Final = 1024 * MIB
 _READ: Final = Access.READ_FILE | Access.READ_DIR
+#: Files of a cgroup that take processes.
+_MOVES: Final = frozenset({"cgroup.procs", "cgroup.threads", "tasks"})
+#: What a cap on a block device is resolved with, when it is changed. The kernel has a /sys as well.
+_DISKS: Final = ("/sys/block", "/sys/devices", "/sys/dev", "/proc/self/mountinfo")
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,22 @@ def _code(facts: HostFacts, spec: SandboxSpec) -> Iterator[Grant]:
 
 
 def _cgroups(cgroup: KernelCgroup) -> Iterator[Grant]:
-    """All of the own leaves. Of the directory above its memory counters, which tell whose limit
-    it was, and the right to remove what is empty: rmdir is a right to the directory above."""
+    """All of the own leaves, and the right to remove them, which is one to the directory above.
+
+    The files of that directory, not what lies below it: who reached its limits, and the caps of all
+    kernels of the user where there are any. Nobody is moved there.
+    """
     for leaf in cgroup.leaves:
+        above = leaf.path.parent
         yield Grant(str(leaf.path), _READ | Access.WRITE_FILE | Access.REMOVE_DIR)
-        yield Grant(str(leaf.path.parent), Access.REMOVE_DIR)
-        for counter in leaf.path.parent.glob("memory.*"):
-            yield Grant(str(counter), Access.READ_FILE)
+        yield Grant(str(above), Access.REMOVE_DIR)
+        shared = above.parent in cgroup.shared_by_total
+        for entry in os.scandir(above):
+            if entry.is_file(follow_symlinks=False):
+                writes = shared and entry.name not in _MOVES
+                access = Access.READ_FILE | (Access.WRITE_FILE if writes else Access(0))
+                yield Grant(entry.path, access)
     for directory in cgroup.shared_by_total:
         yield Grant(str(directory), Access.READ_DIR | Access.REMOVE_DIR)
+    for path in _DISKS:
+        yield Grant(path, _READ)
