@@ -52,9 +52,12 @@ ELSEWHERE = {
     "mount": ("EPERM", "the user namespace: the mounts are the host's"),
     "enter a namespace": ("EPERM", "the user namespace: the other one is the host's"),
     "take another id": ("EINVAL", "the user namespace: it is not mapped"),
-    "load a BPF program": ("EINVAL", "none: the call was taken, there was no program"),
-    "count events": ("EFAULT", "none: the call was taken, there was no event"),
-    "open by handle": ("EFAULT", "none: the call was taken, there was no handle"),
+    "load a BPF program": ("EINVAL EPERM", "none, or a sysctl: there was no program to load"),
+    "count events": ("EFAULT EACCES EPERM", "none, or a sysctl: there was no event"),
+    "open by handle": (
+        "EFAULT EPERM",
+        "none, or before Linux 6.11 the user namespace: there was no handle",
+    ),
     "take a descriptor of the server": ("EBADF", "none: the call was taken, there was no pidfd"),
 }
 
@@ -187,7 +190,7 @@ def test_it_fails_in_a_supervisor(attack: str, locked: Taken) -> None:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_it_gets_through_without_the_lock_down(attack: str, unlocked: Taken) -> None:
     expected, _ = ELSEWHERE.get(attack, ("0", ""))
-    assert unlocked.outcomes[attack] == expected
+    assert unlocked.outcomes[attack] in expected.split()
 
 
 @pytest.mark.needs("cgroups")
