@@ -180,6 +180,12 @@ def landlock_add_path(ruleset: int, access: int, parent: int) -> None:
         fail("landlock_add_rule")
 
 
+def landlock_add_port(ruleset: int, access: int, port: int) -> None:
+    """``landlock_add_rule(2)``: allow ``access`` to the TCP port ``port``, whatever the address."""
+    if lib.sk_landlock_add_port(ruleset, access, port) < 0:
+        fail("landlock_add_rule", f"port {port}")
+
+
 def landlock_restrict_self(ruleset: int) -> None:
     """``landlock_restrict_self(2)``."""
     if lib.sk_landlock_restrict_self(ruleset, 0) < 0:

@@ -222,3 +222,18 @@ def test_a_path_that_is_exchanged_while_it_is_looked_at(monkeypatch: pytest.Monk
     with pytest.raises(SetupError) as caught:
         real_path("/srv/a")
     assert caught.value.message == "/srv/a cannot be resolved: invalid argument (EINVAL)"
+
+
+def test_the_links_on_a_way(tmp_path: Path) -> None:
+    top = Path(os.path.realpath(tmp_path))
+    (top / "real" / "deep").mkdir(parents=True)
+    (top / "first").symlink_to("real")
+    (top / "real" / "second").symlink_to("../first/deep")
+    (top / "loop").symlink_to("loop")
+    links = hostpaths.links_on
+    assert links(f"{top}/real/deep") == []
+    assert links(f"{top}/first/./second/../x") == [
+        f"{top}/first", f"{top}/real/second", f"{top}/first",
+    ]  # fmt: skip
+    assert links(f"{top}/absent/first") == []
+    assert len(links(f"{top}/loop/x")) == 40
