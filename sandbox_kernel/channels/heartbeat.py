@@ -15,7 +15,7 @@ import zmq
 from ..errors import ProtocolError
 
 #: Heartbeats that are remembered: a client has one under way at a time.
-_MAXIMUM: Final = 1024
+_MAXIMUM: Final = 64
 
 Socket = zmq.Socket[bytes]
 Frames = list[bytes]
