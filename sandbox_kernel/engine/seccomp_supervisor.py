@@ -79,7 +79,8 @@ _ALLOWED: Final = (
         rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack""",
     ),
     _allow(
-        "clocks", "clock_gettime clock_getres gettimeofday time nanosleep clock_nanosleep"
+        "clocks, and a timer of its own that wakes it when it works",
+        "clock_gettime clock_getres gettimeofday time nanosleep clock_nanosleep setitimer",
     ),
     _allow("who and where it is", "getuid geteuid getgid getegid uname sysinfo getrusage times"),
     _allow("read a limit, set none", "prlimit64", _NO_POINTER),
