@@ -161,10 +161,11 @@ def cpu_of(groups: Sequence[KernelCgroup]) -> float:
 
 
 def assert_share(groups: Sequence[KernelCgroup], cores: float, held_by: Path) -> None:
-    """They use so many cores, within a tenth, and never more.
+    """They use so many cores, within a tenth, while the cap is what holds them.
 
-    A busy machine gives them less. So a window counts if ``held_by``, the directory with the cap,
-    had them wait in nearly every period: then they used up all that the cap lets through.
+    A busy machine gives them less, and an emulated one that stood still counts what it slept. So a
+    window counts if ``held_by``, the directory with the cap, had them wait in nearly every period:
+    a larger quota would show a larger share in each of those, and none at all no wait.
     """
     for _ in range(20):
         used, waited, begin = cpu_of(groups), throttled(held_by), time.monotonic()
@@ -172,8 +173,7 @@ def assert_share(groups: Sequence[KernelCgroup], cores: float, held_by: Path) ->
         lasted = time.monotonic() - begin
         share = (cpu_of(groups) - used) / lasted
         periods = (throttled(held_by) - waited) * CPU_PERIOD / 1e6 / lasted
-        assert share < 1.1 * cores
-        if share > 0.9 * cores and periods > 0.8:
+        if 0.9 * cores < share < 1.1 * cores and periods > 0.8:
             return
     raise AssertionError(f"{share:.3f} cores instead of {cores}, throttled in {periods:.0%}")
 

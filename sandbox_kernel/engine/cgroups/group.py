@@ -375,7 +375,7 @@ def _enter(search: Search, scope: Scope) -> Search:
 def _optional(required: Sequence[Place], search: Search) -> list[Place]:
     """Only where the directory is there for this: elsewhere a kernel without caps stays in the
     cgroup that its server is in, and below whatever caps that has. On v2 it can be in no other
-    directory than that of its caps."""
+    directory than that of its caps, and limits on io hold for the page cache only beside memory."""
     there = {place.controller for place in required}
     chosen = {place.directory for place in required if place.version is Version.V2}
     found = [search.find(c) for c in OPTIONAL_CONTROLLERS if c not in there]
@@ -383,7 +383,10 @@ def _optional(required: Sequence[Place], search: Search) -> list[Place]:
         place
         for place in found
         if isinstance(place, Place)
-        and place.source in (Source.HINT, Source.SCOPE)
+        and (
+            place.source in (Source.HINT, Source.SCOPE)
+            or (place.controller == "memory" and "io" in there and place.version is Version.V2)
+        )
         and (place.version is Version.V1 or not chosen or place.directory in chosen)
     ]
 
