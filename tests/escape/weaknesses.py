@@ -44,7 +44,7 @@ class Wall(enum.Enum):
     PTY_LIMIT = "the number of pseudo terminals"
     INODES = "the number of inodes of a tmpfs"
     CLOSE = "the closing of descriptors"
-    CWD = "the look at the working directory"
+    LOOK_AT_CWD = "the look at the working directory"
     DUMPABLE = "a pid 1 that cannot be looked into"
     NETWORK = "the net namespace"
     GATEWAY = "a gateway on which nothing listens"
@@ -77,13 +77,14 @@ GATEWAY_PORT: Final = 4444
 _ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 
 
-def apply(names: Iterable[str], folder: str) -> None:
+def apply(names: list[str], folder: str) -> None:
     """In the supervisor: do what ``names`` say. ``folder`` holds ``secret`` and ``secrets/``."""
     for name in names:
-        if name in Bait.__members__:
-            _BAITS[Bait[name]](folder)
-        else:
+        if name in Wall.__members__:
             _REMOVE[Wall[name]]()
+    for name in names:
+        if name not in Wall.__members__:
+            _BAITS[Bait[name]](folder)
 
 
 # -- walls -----------------------------------------------------------------------------------------
@@ -100,6 +101,12 @@ def _keep_capabilities() -> None:
     _set(init.Observed, "holes", lambda self: [])
 
 
+def _believe_in_cwd() -> None:
+    """Also where the interpreter itself would stumble over a folder that has no name inside."""
+    _set(init, "enter", os.chdir)
+    _set(os, "getcwd", lambda: "/")
+
+
 def _stay_dumpable() -> None:
     def dumpable(option: Prctl, *arguments: int) -> int:
         return prctl(option, *((1,) if option is Prctl.SET_DUMPABLE else arguments))
@@ -113,7 +120,9 @@ def _share_network() -> None:
     _set(namespaces, "CONTAINER", namespaces.CONTAINER & ~CloneFlag.NEWNET)
     _set(network, "make_veth", lambda link, netns: None)
     _set(network, "configure_inside", lambda link: None)
-    _set(supervisor, "Link", lambda: network.Link(address="127.0.0.1"))
+    pid = os.getpid()  # on an address of its own: several such sandboxes may run
+    address = f"127.{1 + (pid >> 14) % 250}.{(pid >> 7) % 128}.{1 + pid % 128}"
+    _set(supervisor, "Link", lambda: network.Link(address=address))
     _without(op.Sysfs)  # a new one wants a net namespace of its own
 
 
@@ -207,7 +216,7 @@ _REMOVE: Final[dict[Wall, Callable[[], None]]] = {
     Wall.PTY_LIMIT: _no_pty_limit,
     Wall.INODES: _many_inodes,
     Wall.CLOSE: lambda: _set(process, "close_all_but", lambda keep: None),
-    Wall.CWD: lambda: _set(init, "enter", os.chdir),
+    Wall.LOOK_AT_CWD: _believe_in_cwd,
     Wall.DUMPABLE: _stay_dumpable,
     Wall.NETWORK: _share_network,
     Wall.GATEWAY: _listen_on_the_gateway,
