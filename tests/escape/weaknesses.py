@@ -7,6 +7,7 @@ is replaced here is a function of a module, in the supervisor of one sandbox, be
 from __future__ import annotations
 
 import enum
+import importlib
 import os
 import socket
 import struct
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from sandbox_kernel import supervisor
+from sandbox_kernel import hostpaths, supervisor
 from sandbox_kernel.engine import (
     capabilities,
     init,
@@ -25,7 +26,6 @@ from sandbox_kernel.engine import (
     rootfs,
     seccomp,
 )
-from sandbox_kernel.engine.rootfs import build
 from sandbox_kernel.engine.rootfs import operations as op
 from sandbox_kernel.syscalls import CloneFlag, Prctl, prctl
 
@@ -53,6 +53,7 @@ class Wall(enum.Enum):
     RLIMITS = "the rlimits"
     COUNTS = "the bounds of inotify in the user namespace"
     NO_SYMLINKS = "sources that are opened without symlinks"
+    OWN_LINKS = "the refusal of links that kernels can make"
     HIDDEN = "the layer that hides secrets"
     GIT = "the read-only .git"
     PREFIXES = "the read-only Python environment"
@@ -67,8 +68,11 @@ class Bait(enum.Enum):
 
     DESCRIPTOR = "the supervisor has a file and a folder of the host open"
     CWD = "the working directory is named through a descriptor of the host"
+    EXCHANGE = "'data' in the workspace becomes 'link' between the check and the opening"
 
 
+#: The module: the package has a function of the same name.
+build: Final = importlib.import_module("sandbox_kernel.engine.rootfs.build")
 #: The first is the secret file, the second the secret folder; numbers that nothing else has.
 DESCRIPTORS: Final = (200, 201)
 #: Where something listens once :attr:`Wall.GATEWAY` is gone.
@@ -224,6 +228,7 @@ _REMOVE: Final[dict[Wall, Callable[[], None]]] = {
     Wall.CGROUP_FILES: _show_cgroups,
     Wall.RLIMITS: lambda: _set(process, "apply_rlimits", lambda wanted=(): None),
     Wall.NO_SYMLINKS: _follow_symlinks,
+    Wall.OWN_LINKS: lambda: _set(hostpaths, "_follow", lambda path, _: os.path.realpath(path)),
     Wall.HIDDEN: _hide_nothing,
     Wall.GIT: _writable_git,
     Wall.PREFIXES: _writable_prefixes,
@@ -247,9 +252,24 @@ def _cwd_through_descriptor(folder: str) -> None:
     _set(init, "enter", lambda cwd: enter(f"/proc/self/fd/{DESCRIPTORS[1]}"))
 
 
+def _exchange(folder: str) -> None:
+    """The source is aside afterwards, and the link has its name."""
+    open_sources = rootfs.open_sources
+
+    def exchange_and_open(plan: tuple[op.Operation, ...]) -> Any:
+        (data,) = (o.source for o in plan if isinstance(o, op.Bind) and o.target == "/data")
+        work = os.path.dirname(data)
+        os.rename(data, f"{work}/aside")
+        os.rename(f"{work}/link", data)
+        return open_sources(plan)
+
+    _set(rootfs, "open_sources", exchange_and_open)
+
+
 _BAITS: Final[dict[Bait, Callable[[str], None]]] = {
     Bait.DESCRIPTOR: _open_descriptors,
     Bait.CWD: _cwd_through_descriptor,
+    Bait.EXCHANGE: _exchange,
 }
 
 
