@@ -120,6 +120,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self.home = folder / "home"
         self.work = self.home / "work"
+        self.open_to_kernels = (self.work, self.home / "shared")
         self.weak = folder / "weak"
         """Of the weak launcher: its order, its canary, what its baits are."""
         self._make_files(folder)
@@ -150,8 +151,7 @@ class Host:
                   "user/max_user_namespaces", "net/ipv4/ip_forward")  # fmt: skip
         null = os.stat("/dev/null")
         return {
-            "files": {str(p): self._content(p) for p in sorted(self.home.rglob("*"))
-                      if not p.is_relative_to(self.work)},
+            "files": {str(p): self._content(p) for p in self._files()},
             "hooks": [str(p) for p in (self.work / ".git").rglob("*")],
             "secrets": self._content(self.weak / "secret"),
             "mounts": Path("/proc/self/mountinfo").read_text(),
@@ -159,6 +159,12 @@ class Host:
             "null": (os.major(null.st_rdev), os.minor(null.st_rdev)),
             "interfaces": sorted(socket.if_nameindex()),
         }  # fmt: skip
+
+    def _files(self) -> Iterator[Path]:
+        """Of the home, but for what kernels may write."""
+        for folder, names, files in os.walk(self.home):
+            names[:] = sorted(n for n in names if Path(folder, n) not in self.open_to_kernels)
+            yield from (Path(folder, name) for name in (*names, *sorted(files)))
 
     @staticmethod
     def _content(path: Path) -> str:
@@ -186,6 +192,7 @@ def shapes(host: Host) -> dict[str, tuple[dict[str, Any], Path]]:
     return {
         "plain": (caps(**small, inodes=1000), host.work),
         "home": (caps(**small, workspace="overlay"), host.home),
+        "work": (caps(memory="1G"), host.work),
     }
 
 

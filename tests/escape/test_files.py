@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +155,43 @@ def test_a_workspace_that_is_executed_or_secret_is_refused(name: str, arena: Are
     finally:
         if made:
             os.removedirs(folder)
+
+
+# -- what a kernel leaves for those who clean up after it ------------------------------------------
+
+
+def lay_traps(target: str) -> int:
+    """In each place that it can write: links to the host, and pipes that nobody writes to."""
+    import os
+    import shutil
+
+    run = os.environ["JUPYTER_RUNTIME_DIR"]
+    for path in (os.path.join(run, "kernel.json"), "own.ipynb", ".ipynb_checkpoints/a"):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if os.path.lexists(path):
+            os.unlink(path)
+        os.mkfifo(path)
+    shutil.rmtree(os.environ["IPYTHONDIR"], ignore_errors=True)
+    os.symlink(target, os.environ["IPYTHONDIR"])
+    os.symlink(target, "link")
+    os.symlink(target, "/tmp/link")
+    return 1
+
+
+def test_nothing_outside_follows_what_a_kernel_leaves(arena: Arena) -> None:
+    """The supervisor does no file work for it: it ends at once, and nothing else is removed."""
+    folder = arena.host.work / "traps"
+    folder.mkdir()
+    with started(arena._folder, cwd=folder) as (km, client):
+        assert inside(client, lay_traps, str(arena.host.home)) == 1
+        folder.rename(arena.host.work / "moved")
+        (arena.host.work / "traps").symlink_to(arena.host.home)
+        began = time.monotonic()
+        km.shutdown_kernel(now=True)
+        assert time.monotonic() - began < PATIENCE
+    arena.host.assert_unchanged()
+    (arena.host.work / "traps").unlink()
+    shutil.rmtree(arena.host.work / "moved")
 
 
 # -- modules that lie in the notebook's folder --------------------------------------------------
