@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from escape.attacks import RECORD, Arena, Host
 from integration.sandboxes import own_launcher
 
-
-@pytest.fixture(scope="session")
-def host() -> Iterator[Host]:
-    """A home with secrets, and launchers that know it as the home."""
-    with tempfile.TemporaryDirectory(prefix="skt-escape-") as folder:
-        with pytest.MonkeyPatch.context() as patch, own_launcher():
-            found = Host(Path(folder))
-            patch.setenv("HOME", str(found.home))
-            try:
-                yield found
-            finally:
-                found.close()
+HERE = Path(__file__).parent
+_STACK = pytest.StashKey[contextlib.ExitStack]()
+_ARENA = pytest.StashKey[Arena]()
 
 
 @pytest.fixture(scope="session")
-def arena(host: Host) -> Iterator[Arena]:
-    with tempfile.TemporaryDirectory(prefix="skt-arena-") as folder:
-        found = Arena(host, Path(folder))
-        try:
-            yield found
-        finally:
-            found.close()
+def arena(request: pytest.FixtureRequest) -> Arena:
+    """Made for the first test here, and ended after the last: see the hook below."""
+    stash = request.config.stash
+    if _ARENA not in stash:
+        stack = stash[_STACK] = contextlib.ExitStack()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skt-escape-")))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        stack.enter_context(own_launcher())
+        host = Host(folder)
+        stack.callback(host.close)
+        patch.setenv("HOME", str(host.home))
+        (folder / "kernels").mkdir()
+        stash[_ARENA] = Arena(host, folder / "kernels")
+        stack.callback(stash[_ARENA].close)
+    return stash[_ARENA]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """With the last test here, and not with the session: what is left is looked for before."""
+    yield
+    stash = item.config.stash
+    if _ARENA in stash and (nextitem is None or HERE not in nextitem.path.parents):
+        del stash[_ARENA]
+        stash[_STACK].close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

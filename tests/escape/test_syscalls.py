@@ -293,7 +293,7 @@ ATTACKS = [
            arguments=(number("pidfd_getfd"),)),
     never("kcmp", 2, 2, 2, 0, 0),
     never("mount", "none", "/tmp", "tmpfs", 0, 0, more=MOUNT),
-    never("umount2", "/proc/keys", 2, more=MOUNT),
+    never("umount2", "/proc/kallsyms", 2, more=MOUNT),
     never("pivot_root", "/absent", "/absent", more=MOUNT, through="ENOENT"),
     never("chroot", "/tmp", more=MOUNT),
     never("open_tree", HERE, "/", 0),
