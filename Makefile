@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 export PYTHON VENV PYTEST_ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-escape test-vm vm-run bench venv lint format types wheel sdist clean
+.PHONY: help demo test test-escape test-vm vm-run caps-table bench venv lint format types wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-vm: ## the suites that start sandboxes, in a Debian 12 of its own with cgro
 
 vm-run: ## one command in it, as in make vm-run VM_CMD="--user deleg pytest -x integration"
 	@tools/vm/run $(VM_CMD)
+
+caps-table: ## docs/caps.md from the results of make test and make test-vm, both run by root
+	@"$(PYTHON)" -I tools/caps-table
 
 bench: ## the benchmarks
 	@tools/run bench

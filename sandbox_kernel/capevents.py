@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from .caps import Caps
+from .caps import Caps, Change
 from .death import Death, explain, tell
 from .engine.cgroups import CgroupEvents, CgroupUsage, EventWatch, KernelCgroup
 from .engine.process import ExitStatus
@@ -31,17 +31,27 @@ class CapEvents:
         self._start = self._seen = self._told = self._watch.start
         self._last_oom = CgroupEvents()
         self._next_notice = 0.0
+        self._again = False
 
     def fileno(self) -> int:
         """Readable when something has happened: call :meth:`news`."""
         return self._watch.fileno()
 
-    def news(self) -> list[str]:
-        """Somebody was killed, or refused, or slowed down: lines for the log, at a bounded rate."""
+    def timeout(self) -> float | None:
+        """Seconds after which :meth:`news` is to be called though nothing was readable."""
+        return max(self._next_notice - time.monotonic(), 0) if self._again else None
+
+    def news(self, *, fired: bool) -> list[str]:
+        """Somebody was killed, or refused, or slowed down: lines for the log, at a bounded rate.
+
+        After each event it wants to be called once more: an event of v1 comes before what it is
+        about is counted, and what comes too soon after another is told later.
+        """
         self._see(_quietly(self._watch.take, self._seen))
         if time.monotonic() < self._next_notice:
+            self._again |= fired
             return []
-        self._next_notice = time.monotonic() + _NOTICE_INTERVAL
+        self._next_notice, self._again = time.monotonic() + _NOTICE_INTERVAL, fired
         news, self._told = self._happened_since(self._told), self._seen
         return tell(news, self._caps, self._usage(), user=self._user)
 
@@ -52,6 +62,18 @@ class CapEvents:
         return explain(
             status, self._caps, happened, self._usage(), on_order=on_order, user=self._user
         )
+
+    def changed(self, change: Change) -> tuple[Caps, Caps]:
+        """The caps of the kernel and of its user as they would be after ``change``.
+
+        Raises:
+            SpecError: they do not go together.
+        """
+        return self._caps.changed(change.caps), self._user.changed(change.user, "user.")
+
+    def use(self, caps: Caps, user: Caps) -> None:
+        """These are in force now: what is told from here on names them."""
+        self._caps, self._user = caps, user
 
     def close(self) -> None:
         """Before the cgroup is removed. Twice is once."""

@@ -98,6 +98,24 @@ class Caps:
         unset = Caps()
         return replace(self, **{key: getattr(unset, key) for key in keys})
 
+    def changed(self, by: Caps, prefix: str = "") -> Caps:
+        """What is in force when ``by`` has replaced those of the same keys.
+
+        A new ``memory`` without a ``memory_swap`` leaves no swap, as at the start.
+
+        Raises:
+            SpecError: what would be in force then does not go together.
+        """
+        asked = by.asked()
+        if "memory" in asked:
+            asked.setdefault("memory_swap", None)
+        if "io" in asked:
+            named = {(limit.path, limit.device) for limit in by.io}
+            asked["io"] = (*(v for v in self.io if (v.path, v.device) not in named), *by.io)
+        caps = replace(self, **asked)
+        _check_together(caps, prefix)
+        return caps
+
 
 @dataclass(frozen=True)
 class UserTotal:
@@ -276,10 +294,47 @@ def parse_caps(config: Mapping[str, Any], prefix: str = "") -> Caps:
         SpecError: a value that cannot be, alone or beside another.
     """
     caps = Caps(**{k: CAP_PARSERS[k](prefix + k, value) for k, value in config.items()})
+    _check_together(caps, prefix)
+    return caps
+
+
+def _check_together(caps: Caps, prefix: str) -> None:
     if caps.memory_swap is not None and caps.memory is None:
         raise SpecError(f"{prefix}memory_swap", caps.memory_swap, "a size beside one of memory")
     for key in ("memory_high", "memory_low"):
         size = getattr(caps, key)
         if size is not None and caps.memory is not None and size > caps.memory:
             raise SpecError(f"{prefix}{key}", size, f"a size up to that of memory, {caps.memory}")
-    return caps
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other caps for a kernel that runs, and for all kernels of its user together."""
+
+    caps: Caps = field(default_factory=Caps)
+    user: Caps = field(default_factory=Caps)
+
+
+_CHANGE_ALLOWED: Final = "one of the caps " + ", ".join((*CAP_KEYS, "user"))
+
+
+def parse_change(config: Mapping[str, Any]) -> Change:
+    """The keys are those of the spec. How many kernels run at once is no cap of one that runs.
+
+    Called by the provisioner before anything is sent, and by the supervisor again.
+
+    Raises:
+        SpecError: an unknown key, a value that cannot be, or nothing to be changed.
+    """
+    for key, value in config.items():
+        if key not in CAP_PARSERS and key != "user":
+            raise SpecError(key, value, _CHANGE_ALLOWED)
+        if value is None:
+            raise SpecError(key, None, "a value: a cap is changed, it cannot be lifted")
+    caps = parse_caps({key: value for key, value in config.items() if key != "user"})
+    user = parse_user("user", config.get("user", {}))
+    if user.kernels is not None:
+        raise SpecError("user.kernels", user.kernels, "no such key for a kernel that runs")
+    if not caps.asked() and not user.caps.asked():
+        raise SpecError("caps", dict(config), "at least " + _CHANGE_ALLOWED)
+    return Change(caps, user.caps)

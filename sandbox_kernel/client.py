@@ -8,28 +8,36 @@ here waits: the provisioner does with its event loop, the foreground command wit
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from .engine import messages
-from .environment import launcher_environment
-from .errors import KernelStartError, ProtocolError, SandboxError, describe_errno
+from .environment import launcher_environment, user_buses
+from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, describe_errno
 from .protocol import (
     Accepted,
+    Ask,
+    Done,
     Exited,
     Failed,
     FromClient,
     FromSupervisor,
     Kill,
     LaunchRequest,
+    Pause,
+    Refused,
+    Resume,
     Signal,
     Start,
     Started,
+    Usage,
     parse_from_supervisor,
 )
 
@@ -125,10 +133,15 @@ def launcher_command(python: str) -> tuple[str, ...]:
 class Sandbox:
     """One sandbox, from its request to its exit, over its lifeline."""
 
+    _numbers: ClassVar[Iterator[int]] = itertools.count(1)
+
     def __init__(self, lifeline: socket.socket) -> None:
         self.lifeline = lifeline
         self.started: Started | None = None
         self.exited: Exited | None = None
+        self.paused = False
+        """As the supervisor has said."""
+        self._asked: dict[int, Ask] = {}
         self._supervisor_pidfd = -1
         lifeline.setblocking(False)
 
@@ -138,8 +151,10 @@ class Sandbox:
     ) -> Sandbox:
         """Ask for a sandbox. Returns at once; :attr:`started` is set when it runs.
 
-        A launcher that died since it was last used is replaced, once.
+        ``environment`` is the server's own. A launcher that died since it was last used is
+        replaced, once.
         """
+        request = replace(request, buses=user_buses(environment))
         try:
             lifeline = Launcher.get(command, environment).start()
         except OSError:
@@ -218,6 +233,12 @@ class Sandbox:
                 return self.exited  # whoever polls a kernel that ran wants its end, no exception
             case Exited():
                 self.exited = message
+            case Done():
+                order = self._asked.pop(message.request, None)
+                if isinstance(order, (Pause, Resume)):
+                    self.paused = isinstance(order, Pause)
+            case Refused() | Usage():
+                self._asked.pop(message.request, None)
         return message
 
     def _lost(self) -> Exited:
@@ -233,6 +254,26 @@ class Sandbox:
         """Send a signal or a kill. Never raises: a sandbox that has ended needs neither."""
         with contextlib.suppress(OSError):
             messages.send(self.lifeline, order.to_message())
+
+    @classmethod
+    def number(cls) -> int:
+        """For an order that has an answer: no other sandbox of this process uses it again."""
+        return next(cls._numbers)
+
+    def ask(self, order: Ask) -> bool:
+        """Send what has an answer, which :meth:`take` gives. False: there is no room just now.
+
+        Raises:
+            ControlError: the sandbox has ended.
+        """
+        try:
+            messages.send(self.lifeline, order.to_message())
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ControlError("the kernel does not run", cause="its sandbox has ended") from error
+        self._asked[order.request] = order
+        return True
 
     def signal(self, number: int) -> None:
         """``number`` to the kernel's process group."""

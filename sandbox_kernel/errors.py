@@ -16,6 +16,7 @@
     │   ├── LandlockError       the second wall
     │   ├── ChannelError        an endpoint could not be bound or reached
     │   └── KernelStartError    the walls stand, but the kernel inside did not come up
+    ├── ControlError        a kernel was to be paused, changed or asked, and none runs
     └── ProtocolError       the other process said something that is not in the protocol
 
 A message has the order *fact, cause, remedy, path*: lower case, naming the file and the value,
@@ -170,6 +171,10 @@ class KernelStartError(SetupError):
     """The walls stand, but the kernel inside did not come up."""
 
     wall = "kernel"
+
+
+class ControlError(SandboxError):
+    """A kernel was to be paused, resumed, given other caps or asked, and does not run or answer."""
 
 
 class ProtocolError(SandboxError):

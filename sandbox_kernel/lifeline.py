@@ -19,6 +19,7 @@ from .engine import messages
 from .errors import ProtocolError
 from .protocol import (
     Accepted,
+    Answer,
     Exited,
     Failed,
     FromClient,
@@ -75,7 +76,9 @@ class Lifeline:
         finally:
             os.close(pidfd)
 
-    def say(self, message: Accepted | Started | Failed | Exited, fds: Sequence[int] = ()) -> bool:
+    def say(
+        self, message: Accepted | Started | Failed | Exited | Answer, fds: Sequence[int] = ()
+    ) -> bool:
         """Send what matters; false if the client is gone, or reads nothing for too long."""
         self._socket.settimeout(_PATIENCE)
         try:

@@ -5,7 +5,10 @@ of a new packet socket, the *lifeline*. The launcher forks a supervisor and forg
 a request, so no child of it inherits another kernel's key. On the lifeline the client sends one
 :class:`LaunchRequest`; the supervisor answers :class:`Accepted`, then :class:`Started` or
 :class:`Failed`, later maybe :class:`Notice`, at last :class:`Exited`. The client may send
-:class:`Signal` and :class:`Kill`.
+:class:`Signal` and :class:`Kill`, which have no answer, and :class:`Pause`, :class:`Resume`,
+:class:`Update` and :class:`GetUsage`. Each of these has a number of the client's and gets one
+answer with it, in their order: :class:`Done`, :class:`Refused` or :class:`Usage`. There is none if
+the kernel ends first.
 The end of the lifeline is the end of the sandbox, whoever closed it and however it died.
 
 Every message is a frozen dataclass with plain fields; :data:`VERSION` is in each request.
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from signal import NSIG
 from typing import Any, Final
 
+from .engine.cgroups import CgroupUsage, usage_from_dict, usage_to_dict
 from .errors import ProtocolError, SandboxError, from_dict
 from .spec import SandboxSpec, spec_from_dict
 
@@ -48,6 +52,8 @@ class LaunchRequest:
     """Removed by the supervisor if the client dies without an orderly end."""
     arguments: tuple[str, ...] = ()
     """Further command-line arguments of the ipykernel."""
+    buses: tuple[str, ...] = ()
+    """D-Bus addresses of the user's systemd, for a scope that the caps may need."""
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -60,6 +66,7 @@ class LaunchRequest:
             "environment": dict(self.environment),
             "connection_file": self.connection_file,
             "arguments": list(self.arguments),
+            "buses": list(self.buses),
         }
 
     @classmethod
@@ -78,6 +85,7 @@ class LaunchRequest:
             environment={str(k): str(v) for k, v in message["environment"].items()},
             connection_file=message["connection_file"],
             arguments=tuple(str(a) for a in message["arguments"]),
+            buses=tuple(str(b) for b in message["buses"]),
         )
 
 
@@ -165,8 +173,87 @@ class Kill:
         return {"type": "kill"}
 
 
-FromSupervisor = Accepted | Started | Failed | Notice | Exited
-FromClient = Signal | Kill
+@dataclass(frozen=True)
+class Pause:
+    """Client → supervisor: stop every process of the kernel until :class:`Resume`."""
+
+    request: int
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "pause", "request": self.request}
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Client → supervisor: let them run on. Done too where nothing was paused."""
+
+    request: int
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "resume", "request": self.request}
+
+
+@dataclass(frozen=True)
+class Update:
+    """Client → supervisor: other caps for the kernel that runs."""
+
+    request: int
+    caps: Mapping[str, Any]
+    """As a kernelspec spells them, ``user`` among them. The supervisor parses them: what is no cap
+    is :class:`Refused`."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "update", "request": self.request, "caps": dict(self.caps)}
+
+
+@dataclass(frozen=True)
+class GetUsage:
+    """Client → supervisor: what does the kernel use? Answered by :class:`Usage`."""
+
+    request: int
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "get_usage", "request": self.request}
+
+
+@dataclass(frozen=True)
+class Done:
+    """Supervisor → client: it is so now."""
+
+    request: int
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "done", "request": self.request}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Supervisor → client: nothing was changed, and why."""
+
+    request: int
+    error: SandboxError
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "refused", "request": self.request, "error": self.error.to_dict()}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Supervisor → client: what the cgroup of the kernel accounted just now."""
+
+    request: int
+    usage: CgroupUsage
+
+    def to_message(self) -> dict[str, Any]:
+        usage = usage_to_dict(self.usage)
+        return {"type": "usage", "request": self.request, "usage": usage}
+
+
+Ask = Pause | Resume | Update | GetUsage
+"""What has an answer."""
+Answer = Done | Refused | Usage
+FromSupervisor = Accepted | Started | Failed | Notice | Exited | Answer
+FromClient = Signal | Kill | Ask
 
 
 def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
@@ -189,6 +276,12 @@ def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
                 return Notice(str(message["text"]))
             case "exited":
                 return Exited(int(message["returncode"]), str(message["reason"]))
+            case "done":
+                return Done(_request(message))
+            case "refused":
+                return Refused(_request(message), from_dict(message["error"]))
+            case "usage":
+                return Usage(_request(message), usage_from_dict(message["usage"]))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ProtocolError("a message of the supervisor is malformed") from error
     raise ProtocolError(f"the supervisor said {message['type']!r}, which is not in the protocol")
@@ -202,9 +295,31 @@ def parse_from_client(message: Mapping[str, Any]) -> FromClient:
                 return Signal(_signal_number(message["number"]))
             case "kill":
                 return Kill()
+            case "pause":
+                return Pause(_request(message))
+            case "resume":
+                return Resume(_request(message))
+            case "update":
+                return Update(_request(message), _caps(message.get("caps")))
+            case "get_usage":
+                return GetUsage(_request(message))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ProtocolError("a message of the client is malformed") from error
     raise ProtocolError(f"the client said {message['type']!r}, which is not in the protocol")
+
+
+def _request(message: Mapping[str, Any]) -> int:
+    """The client's number of what it asked."""
+    value = message.get("request")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ProtocolError(f"request = {value!r} is no number of a request")
+    return value
+
+
+def _caps(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ProtocolError(f"caps = {value!r} is no table of caps")
+    return dict(value)
 
 
 def _signal_number(value: object) -> int:

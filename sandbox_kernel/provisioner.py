@@ -12,8 +12,9 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import localhost
@@ -23,15 +24,46 @@ from traitlets.config.loader import Config, LazyConfigValue
 
 from . import rundir
 from .client import Sandbox, launcher_command
-from .errors import ChannelError, KernelStartError, SandboxError, SpecError, describe_errno
-from .protocol import Exited, Notice, Started
+from .engine.cgroups import CgroupUsage
+from .errors import (
+    ChannelError,
+    ControlError,
+    KernelStartError,
+    SandboxError,
+    SpecError,
+    describe_errno,
+)
+from .protocol import (
+    Answer,
+    Ask,
+    Done,
+    Exited,
+    GetUsage,
+    Notice,
+    Pause,
+    Refused,
+    Resume,
+    Started,
+    Update,
+    Usage,
+)
 from .request import build_request
-from .spec import KEYS, SandboxSpec, Transport, kernelspec_config, parse_spec
+from .spec import (
+    KEYS,
+    SandboxSpec,
+    Transport,
+    change_to_dict,
+    kernelspec_config,
+    parse_change,
+    parse_spec,
+)
 
 #: Seconds that a supervisor has to obey a kill before it is killed itself.
 _KILL_TIMEOUT = 5.0
 #: Seconds beyond the spec's ``start_timeout``, which the supervisor itself keeps where it can.
 _START_MARGIN = 5.0
+#: Seconds within which a supervisor answers what it is asked; it takes two at most for one order.
+_ANSWER_TIMEOUT = 60.0
 #: What jupyter_client hands to every provisioner's constructor besides the kernelspec's config.
 _FRAMEWORK = frozenset({"kernel_id", "kernel_spec", "parent", "config", "log"})
 
@@ -117,6 +149,8 @@ class SandboxProvisioner(LocalProvisioner):
         self.exit: Exited | None = None
         """How the last kernel ended, if one has."""
         self._arguments: list[str] = []
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        """What was asked and has no answer yet, by the number of the order."""
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -244,6 +278,8 @@ class SandboxProvisioner(LocalProvisioner):
             elif isinstance(message, Exited):
                 self.exit = message
                 self.log.info("kernel %s: %s", self.kernel_id, message.reason)
+            elif isinstance(message, (Done, Refused, Usage)):
+                self._answered(message)
 
     async def poll(self) -> int | None:
         """``None`` while the kernel runs, else its return code; 0 where there is none."""
@@ -269,7 +305,8 @@ class SandboxProvisioner(LocalProvisioner):
             self.sandbox.signal(signum)
 
     async def terminate(self, restart: bool = False) -> None:
-        """SIGTERM to the kernel's process group inside."""
+        """SIGTERM to the kernel's process group inside; one that is paused runs on to take it."""
+        self._release()
         if self.sandbox is not None:
             self.sandbox.signal(signal.SIGTERM)
 
@@ -285,6 +322,16 @@ class SandboxProvisioner(LocalProvisioner):
             sandbox.kill_supervisor()
             with contextlib.suppress(asyncio.TimeoutError, SandboxError):
                 await asyncio.wait_for(self._ended(sandbox), _KILL_TIMEOUT)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Called after the kernel was asked to end: one that is paused runs on to hear of it."""
+        await super().shutdown_requested(restart=restart)
+        self._release()
+
+    def _release(self) -> None:
+        if self.paused and self.sandbox is not None:
+            with contextlib.suppress(ControlError):
+                self.sandbox.ask(Resume(self.sandbox.number()))
 
     async def _ended(self, sandbox: Sandbox) -> None:
         while self.sandbox is sandbox and sandbox.exited is None:
@@ -302,6 +349,102 @@ class SandboxProvisioner(LocalProvisioner):
         if self.directory is not None:
             rundir.remove(self.directory)
             self.directory = None
+
+    # -- control of a kernel that runs -----------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Was it paused, and not resumed since? A restart is a resume."""
+        return self.sandbox is not None and self.sandbox.paused
+
+    async def pause(self) -> None:
+        """Stop every process of the kernel where it is; no cell goes on, nothing uses CPU.
+
+        What is sent to it meanwhile waits, interrupts too, and heartbeats are answered for it. Its
+        memory stays. Shutting it down, restarting and killing it need no :meth:`resume` first.
+
+        Raises:
+            ControlError: no kernel runs, or it ended before it was paused.
+            CgroupError: it has no freezer, or a process did not stop within a second.
+        """
+        await self._ask("paused", Pause)
+
+    async def resume(self) -> None:
+        """Let it run on. Does nothing for one that is not paused.
+
+        Raises:
+            ControlError, CgroupError: as :meth:`pause`.
+        """
+        await self._ask("resumed", Resume)
+
+    async def update(self, **caps: Any) -> None:
+        """Other caps for the kernel that runs, by the keys of the spec; the others stay.
+
+        ``memory_swap`` goes with ``memory``. ``user`` is a table of caps for all kernels of the
+        user, until one starts that has others in its spec. A cap is changed and cannot be lifted.
+        A restart begins with the spec's again. Memory below what is in use is refused on cgroup v1,
+        and on v2 ends the kernel.
+
+        Raises:
+            SpecError: a key or a value that cannot be; nothing was sent.
+            ControlError: no kernel runs, or it ended meanwhile.
+            CgroupError: nothing holds a cap, or Linux refused it. Nothing is changed then.
+        """
+        change = change_to_dict(parse_change(caps))
+        await self._ask("given other caps", lambda number: Update(number, change))
+
+    async def usage(self) -> CgroupUsage:
+        """What the kernel uses and used, of this moment; ``None`` where no controller accounts it.
+
+        Raises:
+            ControlError: no kernel runs, or it ended meanwhile.
+        """
+        answer = await self._ask("asked for its usage", GetUsage)
+        if not isinstance(answer, Usage):
+            raise ControlError("the kernel's usage is not known", cause="the supervisor told none")
+        return answer.usage
+
+    async def _ask(self, what: str, order: Callable[[int], Ask]) -> Answer:
+        """Send one order and wait for its answer. Any number may be under way, in any loop."""
+        sandbox = self.sandbox
+        if sandbox is None or sandbox.started is None:
+            raise ControlError(f"the kernel could not be {what}", cause="no kernel runs")
+        number = sandbox.number()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                while not self._lives(sandbox, what) or not sandbox.ask(order(number)):
+                    await _writable(sandbox.fileno())
+                while not answer.done() and self._lives(sandbox, what):
+                    await _readable(sandbox.fileno(), answer)
+                    if self.sandbox is sandbox:
+                        self._take(sandbox)
+        except TimeoutError:
+            raise ControlError(
+                f"the kernel could not be {what}",
+                cause=f"its supervisor did not answer within {_ANSWER_TIMEOUT:g} seconds",
+            ) from None
+        finally:
+            self._answers.pop(number, None)
+        said = answer.result()
+        if isinstance(said, Refused):
+            raise said.error
+        return said
+
+    def _lives(self, sandbox: Sandbox, what: str) -> bool:
+        """True, or the error that says that it does not."""
+        if self.sandbox is sandbox and sandbox.exited is None:
+            return True
+        cause = "it has ended" + (f": {sandbox.exited.reason}" if sandbox.exited else "")
+        raise ControlError(f"the kernel could not be {what}", cause=cause)
+
+    def _answered(self, message: Answer) -> None:
+        """Whoever took it in may be in another loop than who asked."""
+        answer = self._answers.pop(message.request, None)
+        if answer is not None:
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits any more
+                answer.get_loop().call_soon_threadsafe(_settle, answer, message)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """For persistence; a sandbox ends with its server, so there is nothing to come back to."""
@@ -325,22 +468,47 @@ def _check_config(config: Config) -> None:
             raise SpecError(key, value, "a whole value: a list is set, not appended to")
 
 
-async def _readable(fd: int) -> None:
-    """Wait until ``fd`` is readable, in whichever loop runs.
+_T = TypeVar("_T")
 
-    On a duplicate: several coroutines may wait at once, and a loop knows one reader a descriptor.
-    """
+
+def _settle(future: asyncio.Future[_T], value: _T) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+async def _readable(fd: int, or_done: asyncio.Future[Any] | None = None) -> None:
+    """Wait until ``fd`` is readable, in whichever loop runs, or ``or_done`` is done."""
     loop = asyncio.get_running_loop()
+    await _ready(fd, loop.add_reader, loop.remove_reader, or_done)
+
+
+async def _writable(fd: int) -> None:
+    """Wait until something can be sent."""
+    loop = asyncio.get_running_loop()
+    await _ready(fd, loop.add_writer, loop.remove_writer, None)
+
+
+async def _ready(
+    fd: int,
+    add: Callable[[int, Callable[[], None]], Any],
+    remove: Callable[[int], Any],
+    or_done: asyncio.Future[Any] | None,
+) -> None:
+    """On a duplicate: several coroutines may wait at once, and a loop knows one reader and one
+    writer a descriptor."""
     duplicate = os.dup(fd)
-    ready = loop.create_future()
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
+    def wake(_: object = None) -> None:
+        _settle(ready, None)
 
-    loop.add_reader(duplicate, wake)
+    add(duplicate, wake)
+    if or_done is not None:
+        or_done.add_done_callback(wake)
     try:
         await ready
     finally:
-        loop.remove_reader(duplicate)
+        if or_done is not None:
+            or_done.remove_done_callback(wake)
+        remove(duplicate)
         os.close(duplicate)

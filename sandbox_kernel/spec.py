@@ -28,9 +28,11 @@ from .caps import (
     PIDS_MINIMUM,
     RLIMITS,
     Caps,
+    Change,
     IoLimit,
     UserTotal,
     parse_caps,
+    parse_change,
     parse_rlimits,
     parse_user,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "SPEC_VERSION",
     "SYSTEM_TARGETS",
     "Caps",
+    "Change",
     "Identity",
     "IoLimit",
     "MissingCap",
@@ -81,8 +84,10 @@ __all__ = [
     "UserTotal",
     "WorkspaceMode",
     "caps_from_dict",
+    "change_to_dict",
     "check_workspace",
     "is_system",
+    "parse_change",
     "parse_size",
     "parse_spec",
     "spec_from_dict",
@@ -194,19 +199,19 @@ class SandboxSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, see :func:`spec_from_dict`."""
+        return {"version": SPEC_VERSION} | {k: _plain(v) for k, v in asdict(self).items()}
 
-        def plain(value: Any) -> Any:
-            if isinstance(value, enum.Enum):
-                return value.value
-            if isinstance(value, Table):
-                return dict(value)
-            if isinstance(value, dict):
-                return {k: plain(v) for k, v in value.items()}
-            if isinstance(value, (list, tuple)):
-                return [plain(v) for v in value]
-            return value
 
-        return {"version": SPEC_VERSION} | {k: plain(v) for k, v in asdict(self).items()}
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Table):
+        return dict(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
 
 
 def spec_from_dict(data: Mapping[str, Any]) -> SandboxSpec:
@@ -223,6 +228,17 @@ def spec_from_dict(data: Mapping[str, Any]) -> SandboxSpec:
 def caps_from_dict(data: Mapping[str, Any]) -> Caps:
     """The caps alone, as they are in what :meth:`SandboxSpec.to_dict` returns."""
     return parse_caps(_known(data))
+
+
+def change_to_dict(change: Change) -> dict[str, Any]:
+    """Plain JSON types, as :func:`~sandbox_kernel.caps.parse_change` reads them."""
+    user = _asked(change.user)
+    return _asked(change.caps) | ({"user": user} if user else {})
+
+
+def _asked(caps: Caps) -> dict[str, Any]:
+    asked = caps.asked()
+    return _known({k: _plain(v) for k, v in asdict(caps).items() if k in asked})
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,11 @@ from typing import Any, Final
 
 import zmq
 
-from . import hostpaths, rundir
+from . import control, hostpaths, rundir
 from .capevents import CapEvents
 from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
 from .console import Console
+from .control import Control
 from .death import Cause, Death
 from .engine import capabilities, cgroups, container, idmap, process, rootfs, seccomp
 from .engine.cgroups import KernelCgroup
@@ -41,11 +42,22 @@ from .engine.process import ExitStatus
 from .engine.rootfs import HostFacts
 from .engine.steps import Step, reached
 from .environment import complete_environment
-from .errors import KernelStartError, ProtocolError, SandboxError, SetupError
+from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, SetupError
 from .kernel import KernelEndpoints, run_kernel
 from .leftovers import FileId, Leftovers
 from .lifeline import Lifeline
-from .protocol import Exited, Failed, FromClient, Kill, LaunchRequest, Signal, Started
+from .protocol import (
+    Answer,
+    Ask,
+    Exited,
+    Failed,
+    FromClient,
+    Kill,
+    LaunchRequest,
+    Refused,
+    Signal,
+    Started,
+)
 from .spec import MIB
 from .syscalls import CapabilityBit
 
@@ -187,7 +199,7 @@ def _build(
             lifeline.notice(line)
         raise
     stack.callback(box.close)
-    stack.callback(_resume, cgroup)  # a frozen process of v1 does not even take a SIGKILL
+    stack.callback(control.release, cgroup)  # a frozen process of v1 does not even take a SIGKILL
     os.close(bound_write)
     console.close_write_end()
     reached(Step.LOCK_DOWN)
@@ -223,17 +235,11 @@ def _make_cgroup(
         hint=shared.cgroup_hint,
         on_missing=request.spec.on_missing_cap,
         user=request.spec.user,
+        scope=cgroups.UserScope(request.buses),
     )
     stack.callback(group.remove)
     stack.callback(group.kill)
     return group
-
-
-def _resume(group: KernelCgroup) -> None:
-    """Before anything is killed. Never raises."""
-    if group.can_pause:
-        with contextlib.suppress(SandboxError, OSError):
-            group.resume()
 
 
 def _endpoints(link: Link, info: ConnectionInfo) -> KernelEndpoints:
@@ -294,6 +300,7 @@ class Supervisor:
         self.box = box
         self.console = console
         self.proxy = proxy
+        self.control = Control(cgroup, events, proxy)
         self.front_ends = front_ends
         self.bound = bound
         self.state = State.STARTING
@@ -329,13 +336,16 @@ class Supervisor:
                 )
             for fd in [fd for fd in events if isinstance(fd, int)]:
                 self.actions[fd]()
+            if self.events.timeout() == 0:
+                self._from_cgroup(fired=False)
             self.proxy.dispatch(events)
         return self._end()
 
     def _timeout_ms(self) -> int | None:
         if self.state is State.STARTING:
             return max(int((self.deadline - time.monotonic()) * 1000), 0) + 1
-        return self.proxy.timeout_ms()
+        timeouts = [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
+        return min((t for t in timeouts if t is not None), default=None)
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(KeyError):
@@ -359,15 +369,27 @@ class Supervisor:
                     self.box.signal(order.number)
             case Kill():
                 self.on_order = True
-                _resume(self.cgroup)
                 self.box.kill()
+                self.control.release()  # it does not run on before it dies
+            case _:
+                self.lifeline.say(self._answer(order))
+
+    def _answer(self, order: Ask) -> Answer:
+        """Who sends many and reads none of the answers loses them, after a wait for each."""
+        if self.on_order:  # what is dying is not to be frozen again
+            error = ControlError("there is no kernel any more", cause="it was told to end")
+        elif self.state is State.STARTING:
+            error = ControlError("there is no kernel yet", cause="it is starting")
+        else:
+            return self.control.obey(order)
+        return Refused(order.request, error)
 
     def _client_is_gone(self) -> None:
         """However it died: nothing of the sandbox outlives it."""
         self._forget(self.lifeline.fileno())
         self.on_order = True
-        _resume(self.cgroup)
         self.box.kill()
+        self.control.release()
 
     def _from_init(self) -> None:
         try:
@@ -402,8 +424,8 @@ class Supervisor:
         if self.console.at_end:
             self._forget(self.console.read_end)
 
-    def _from_cgroup(self) -> None:
-        for line in self.events.news():
+    def _from_cgroup(self, *, fired: bool = True) -> None:
+        for line in self.events.news(fired=fired):
             self.lifeline.notice(line)
 
     def _kernel_bound(self) -> None:
@@ -457,6 +479,11 @@ class Supervisor:
             if not sockets:
                 return
             self.proxy.dispatch(sockets)
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    """For poll(): rounded up, or it would wake too early and again and again."""
+    return None if seconds is None else int(seconds * 1000) + 1
 
 
 def _status(message: dict[str, Any]) -> ExitStatus | None:

@@ -94,9 +94,37 @@ def _words(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def _systemd_user() -> str | None:
+    """A systemd of this user that answers, and hands controllers of cgroup v2 down."""
+    if not _unified():
+        return "the controllers of this machine are on cgroup v1"
+    folder = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not Path(folder, "systemd/private").is_socket():
+        return f"no systemd of this user listens in {folder or 'XDG_RUNTIME_DIR, which is not set'}"
+    if not os.environ.get("DBUS_SESSION_BUS_ADDRESS"):
+        return "DBUS_SESSION_BUS_ADDRESS names no bus"
+    uid = os.getuid()
+    manager = CGROUP_ROOT / f"user.slice/user-{uid}.slice/user@{uid}.service"
+    missing = {"memory", "pids", "cpu"} - set(_words(manager / "cgroup.controllers"))
+    return f"{manager} is without {', '.join(sorted(missing))}" if missing else None
+
+
 def _disk() -> str | None:
     """The temporary folder lies on a block device, so that there is something to be limited."""
     return None if os.major(os.stat("/var/tmp").st_dev) else "/var/tmp lies on no block device"
+
+
+def caps_column() -> str:
+    """Which column of docs/caps.md this run fills; on cgroup v2 only who started it knows."""
+    named = os.environ.get("SANDBOX_KERNEL_CAPS_COLUMN", "")
+    if named or _unified():
+        return named
+    return "v1-user" if os.geteuid() else "v1-root"
+
+
+def _caps_column() -> str | None:
+    """The run says what its cgroup is."""
+    return None if caps_column() else "SANDBOX_KERNEL_CAPS_COLUMN says of no v2 cgroup who made it"
 
 
 def _landlock() -> str | None:
@@ -118,6 +146,7 @@ def _root() -> str | None:
 
 #: name → None where the thing is there, else the reason to give
 PROBES: Final[dict[str, Callable[[], str | None]]] = {
+    "caps-column": _caps_column,
     "cgroup-v1": _cgroup_v1,
     "cgroup-v2": _cgroup_v2,
     "cgroups": _cgroups,
@@ -128,6 +157,7 @@ PROBES: Final[dict[str, Callable[[], str | None]]] = {
     "landlock": _landlock,
     "root": _root,
     "subordinate-ids": _subordinate_ids,
+    "systemd-user": _systemd_user,
 }
 
 

@@ -16,6 +16,7 @@ from ..errors import ProtocolError
 from .announcements import Announcements
 from .answers import Answers
 from .connection import Channel
+from .heartbeat import Heartbeat
 from .limits import MessageLimits
 from .messages import (
     Message,
@@ -45,6 +46,7 @@ class Judge:
         pending: PendingTable,
         answers: Answers,
         announcements: Announcements,
+        heartbeat: Heartbeat,
         report: Report,
     ) -> None:
         self._signer = signer
@@ -52,12 +54,13 @@ class Judge:
         self._pending = pending
         self._answers = answers
         self._announcements = announcements
+        self._heartbeat = heartbeat
         self._report = report
 
     def request(self, channel: Channel, frames: list[bytes]) -> bool:
         """Client → kernel."""
         if channel is Channel.HB:
-            return _is_heartbeat(frames)
+            return _is_heartbeat(frames) and self._heartbeat.asked(frames)
         if len(frames) > self._limits.max_frames:
             raise ProtocolError(f"more than {self._limits.max_frames} frames")
         message = split(frames)
@@ -75,7 +78,7 @@ class Judge:
     def reply(self, channel: Channel, frames: list[bytes]) -> bool:
         """Kernel → client. A reply passes to the client that asked, once; all else is dropped."""
         if channel is Channel.HB:
-            return _is_heartbeat(frames)
+            return _is_heartbeat(frames) and self._heartbeat.answered(frames)
         check_size(frames, self._limits)
         message = split(frames)
         if channel in _ANSWERED:

@@ -14,7 +14,7 @@
 Until it is registered nothing is read from the clients: their requests wait in libzmq. The back
 ends of shell, control and stdin share one routing id, or a kernel's ``input_request`` finds no way
 to the client whose cell asked. The heartbeat is forwarded like the rest: an answer from here would
-hide a kernel that hangs.
+hide a kernel that hangs. Only for one that is paused there is one, see :mod:`.heartbeat`.
 
 Curve ends here: with keys in the client's connection info the front sockets are Curve servers, and
 the private link to the kernel is plain.
@@ -36,6 +36,7 @@ from .announcements import Announcements
 from .answers import Answers
 from .broadcast import Broadcast
 from .connection import Channel, ConnectionInfo
+from .heartbeat import Heartbeat
 from .judge import Judge
 from .lane import Lane
 from .limits import MessageLimits
@@ -137,7 +138,11 @@ class Proxy:
         self._broadcast = Broadcast(fronts[Channel.IOPUB], limits, composer, report)
         self._answers = Answers(composer, self._broadcast, fronts, self._pending)
         self._announcements = Announcements(self._broadcast, composer)
-        judge = Judge(signer, limits, self._pending, self._answers, self._announcements, report)
+        self._heartbeat = Heartbeat(fronts[Channel.HB])
+        judge = Judge(
+            signer, limits, self._pending, self._answers, self._announcements,
+            self._heartbeat, report,
+        )  # fmt: skip
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
             self._pending, self._answers, report,
@@ -226,6 +231,17 @@ class Proxy:
     def announce(self, text: str) -> None:
         """Tell the user in the notebook: a line on the standard error of the next cell."""
         self._announcements.add(text)
+
+    def pause(self) -> None:
+        """The kernel is about to be stopped on order: heartbeats are answered here from now on.
+
+        All else waits for it: in libzmq's bounded queues, then in those of the clients.
+        """
+        self._heartbeat.pause()
+
+    def resume(self) -> None:
+        """The kernel runs again. Twice is once."""
+        self._heartbeat.resume()
 
     def fail_pending(self, ename: str, evalue: str, traceback: Sequence[str]) -> None:
         """The kernel is dead: answer what is and will be asked, with an error.

@@ -28,11 +28,14 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+def send(
+    sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = (), *, flags: int = 0
+) -> None:
     """Send one message, with descriptors if any.
 
     Raises:
         ProtocolError: the message is too large.
+        BlockingIOError: the other side reads too little, and who sends does not want to wait.
         OSError: the other side is gone.
     """
     raw = json.dumps(message, separators=(",", ":"), ensure_ascii=True).encode()
@@ -43,7 +46,7 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
         )
     # not socket.send_fds: up to Python 3.11 it drops its flags
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([raw], rights, socket.MSG_NOSIGNAL)
+    sock.sendmsg([raw], rights, flags | socket.MSG_NOSIGNAL)
 
 
 def receive(sock: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], list[int]] | None:

@@ -73,13 +73,14 @@ class Delegated:
         hint: str | None = None,
         on_missing: MissingCap = MissingCap.ERROR,
         user: dict[str, Any] | None = None,
+        uid: int | None = None,
         **caps: Any,
     ) -> KernelCgroup:
         """With caps as a kernelspec spells them, unless they are below the spec's minimum."""
         return create(
             caps_of(caps),
             name,
-            uid=os.getuid(),
+            uid=os.getuid() if uid is None else uid,
             hint=hint or self.hint,
             on_missing=on_missing,
             user=total_of(user or {}),

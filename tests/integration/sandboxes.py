@@ -22,12 +22,15 @@ from typing import Any
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
+from probes import TIMEOUT_FACTOR
 
 from sandbox_kernel.client import Launcher
 from sandbox_kernel.protocol import Started
 
 #: Seconds. Generous: the machine that runs the tests may be slow, and nothing waits that long.
-TIMEOUT = 60.0
+TIMEOUT = 60.0 * TIMEOUT_FACTOR
+#: Seconds that a start may take: those of the spec, unless instructions are emulated.
+START_TIMEOUT = min(30.0 * TIMEOUT_FACTOR, 600.0)
 
 
 @dataclass
@@ -55,6 +58,8 @@ def write_kernelspec(
     """A kernelspec of the sandbox with ``config``; the manager that finds it and no other."""
     path = folder / "kernels" / name
     path.mkdir(parents=True, exist_ok=True)
+    if TIMEOUT_FACTOR != 1:
+        config = {"start_timeout": START_TIMEOUT} | config
     spec = {
         "argv": [sys.executable, "-m", "sandbox_kernel.launch", "-f", "{connection_file}"],
         "display_name": "Sandboxed Python (test)",

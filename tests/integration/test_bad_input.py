@@ -182,6 +182,7 @@ def test_no_cgroup_for_a_cap(
     cap: str, setting: Any, controller: str, here: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SANDBOX_KERNEL_CGROUP")
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     result = lacking(here, {cap: setting})
     top = f"/sys/fs/cgroup/{controller}/sandbox-kernel/u{os.getuid()}"
     assert result["type"] == "CgroupError"
@@ -197,6 +198,7 @@ def test_no_cgroup_for_a_cap(
 @pytest.mark.needs("cgroups")
 def test_no_cgroup_for_several_caps(here: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SANDBOX_KERNEL_CGROUP")
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     message = lacking(here, {"memory": "512M", "pids": 64})["message"]
     assert message.startswith("the caps memory, pids cannot be enforced: ")
     for controller in ("memory", "pids"):

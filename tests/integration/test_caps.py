@@ -319,6 +319,17 @@ def test_caps_are_told_inside_where_programs_look(here: Ground) -> None:
         assert value(client, code) == [None, None]
 
 
+def test_a_library_that_asks_how_many_threads_to_start_sees_the_quota(here: Ground) -> None:
+    """And so does an interpreter that the kernel runs; affinity shows a cpuset and no quota."""
+    with started(here.folder, {"cpus": 1}) as (_, client):
+        assert value(client, "len(__import__('os').sched_getaffinity(0))") == len(
+            os.sched_getaffinity(0)
+        )
+        ask = "import os; print(*(os.environ[n] for n in ('PYTHON_CPU_COUNT', 'OMP_NUM_THREADS')))"
+        code = f"import subprocess, sys\nsubprocess.check_output([sys.executable, '-c', {ask!r}])"
+        assert run_cell(client, code).result == repr(b"1 1\n")
+
+
 def test_the_kernel_is_in_the_cgroup_and_cannot_see_where_that_is(here: Ground) -> None:
     config = {"memory": "512M", "cpus": 1.5, "pids": 128}
     with started(here.folder, config) as (km, client):
@@ -372,6 +383,7 @@ def nothing_delegated(here: Ground, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """As for a user to whom no administrator gave a cgroup; with a launcher that knows of none."""
     close_launchers()
     monkeypatch.delenv("SANDBOX_KERNEL_CGROUP")
+    monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     yield here
     close_launchers()
 

@@ -246,9 +246,11 @@ def test_direct_writes_past_write_bps(
     child.wait()
     usage = group.usage()
     assert usage.io is not None
+    (found,) = running(os.getuid(), delegated.hint)
+    assert found.usage().io == usage.io
     (device,) = [d for d in usage.io if d.write_bytes]
     assert device.write_bytes >= 6 * MIB and device.write_operations >= 6
-    group.update(parse_spec({"io": [{"path": str(file_on_disk), "write_bps": "1G"}]}).caps)
+    found.update(parse_spec({"io": [{"path": str(file_on_disk), "write_bps": "1G"}]}).caps)
     child = start(group, DIRECT.replace("sys.argv[2]", repr(str(file_on_disk))))
     assert float(child.go().line()) < took / 2
     child.wait()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import probes
 import pytest
 from integration.groups import MIB, PATIENCE, Child, Delegated, children, delegated_directory
 
@@ -116,7 +117,15 @@ while True:
     assert group.remove() == ()
 
 
-@pytest.mark.parametrize("use", ["all", "no freezer", "neither"])
+#: cgroup v2 has one directory, with the freezer and pids in it: there is nothing to be without.
+@pytest.mark.parametrize(
+    "use",
+    [
+        "all",
+        pytest.param("no freezer", marks=pytest.mark.needs("cgroup-v1")),
+        pytest.param("neither", marks=pytest.mark.needs("cgroup-v1")),
+    ],
+)
 def test_a_living_fork_bomb_is_killed(delegated: Delegated, start: type[Child], use: str) -> None:
     group = delegated.create(pids=40, memory=256 * MIB)
     hidden = {"all": set(), "no freezer": {"freezer"}, "neither": {"freezer", "pids"}}[use]
@@ -157,7 +166,7 @@ def test_two_busy_processes_share_half_a_core(delegated: Delegated, start: type[
     assert 0.95 < (now - used) / 1e6 < 1.4
     # One period more may be used up at each end.
     assert (now - used) / 1e6 / lasted < 0.58
-    assert lasted < 10
+    assert lasted < 10 * probes.TIMEOUT_FACTOR
     assert group.remove() == ()
 
 
@@ -213,13 +222,15 @@ def test_a_refusal_in_the_middle_leaves_nothing(delegated: Delegated) -> None:
 
 
 def test_a_missing_controller_is_named_by_path(delegated: Delegated) -> None:
+    """For a user of whom this machine has never heard: this one's may be in the usual place."""
+    stranger = os.getuid() + 1_000_000
     nowhere = delegated.path("pids").parent / "nowhere"
     hint = str(Path(delegated.hint).parent / "nowhere")
     with pytest.raises(CgroupError) as caught:
-        delegated.create(hint=hint, pids=32)
+        delegated.create(hint=hint, uid=stranger, pids=32)
     text = caught.value.message
     assert f"controller pids is not available under {nowhere}: no such directory" in text
-    assert f"remedy: as root: mkdir -p {nowhere} && chown {os.getuid()} {nowhere}" in text
+    assert f"remedy: as root: mkdir -p {nowhere} && chown {stranger} {nowhere}" in text
 
 
 # -- after a supervisor that was killed ----------------------------------------------------------

@@ -25,6 +25,8 @@ from sandbox_kernel.spec import (
     RLIMITS,
     SYSTEM_TARGETS,
     SandboxSpec,
+    change_to_dict,
+    parse_change,
     parse_size,
     parse_spec,
     spec_from_dict,
@@ -293,6 +295,17 @@ def test_every_valid_spec_travels(config: dict[str, Any]) -> None:
     assert spec_from_dict(spec.to_dict()) == spec
     assert spec_from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert hash(spec) == hash(spec_from_dict(spec.to_dict()))
+
+
+@bounded
+@given(caps=st.fixed_dictionaries({}, optional=CAPS), user=st.fixed_dictionaries({}, optional=CAPS))
+def test_every_valid_change_travels(caps: dict[str, Any], user: dict[str, Any]) -> None:
+    config = caps | ({"user": user} if user else {})
+    change = attempt(lambda: parse_change(config))
+    if isinstance(change, SpecError):
+        assert change.key == "caps"  # nothing is asked for
+        return
+    assert parse_change(json.loads(json.dumps(change_to_dict(change)))) == change
 
 
 @bounded

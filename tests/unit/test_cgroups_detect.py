@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sandbox_kernel.engine.cgroups import Missing, Place, Search, Source, Version, hierarchies
+from sandbox_kernel.engine.cgroups import (
+    Missing,
+    Place,
+    Search,
+    Source,
+    Tried,
+    Version,
+    hierarchies,
+)
 from sandbox_kernel.engine.cgroups.interface import Files
 from sandbox_kernel.errors import CgroupError
 
@@ -62,11 +71,14 @@ class Machine:
         return point
 
     def find(self, controller: str, hint: str | None = None) -> Place | Missing:
+        return self.search(hint).find(controller)
+
+    def search(self, hint: str | None = None, **more: Any) -> Search:
         proc = self.top / "proc"
         (proc / "self").mkdir(parents=True, exist_ok=True)
         (proc / "self/mountinfo").write_text("".join(m + "\n" for m in self.mounts))
         (proc / "self/cgroup").write_text("".join(g + "\n" for g in self.groups))
-        return Search(UID, hint, proc, self.files).find(controller)
+        return Search(UID, hint, proc, self.files, **more)
 
     def message(self, controller: str, hint: str | None = None) -> str:
         found = self.find(controller, hint)
@@ -326,3 +338,108 @@ def test_v2_missing_directory_is_chowned_with_its_files(machine: Machine) -> Non
     text = machine.message("memory")
     assert f"mkdir -p {path} && chown {UID} {path} {path}/cgroup.procs" in text
     assert f"{path}/cgroup.subtree_control" in text
+
+
+# -- the scope of the user's systemd --------------------------------------------------------------
+
+SCOPE = f"user.slice/user-{UID}.slice/user@{UID}.service/app.slice/sandbox-kernel.scope"
+
+
+def with_scope(machine: Machine, own: str) -> Path:
+    """The hierarchy, with the scope, a session and a conventional directory; all are usable."""
+    unified = machine.v2(own=own)
+    v2_group(unified / "session", "memory pids", "memory pids")
+    path = unified
+    for name in SCOPE.split("/"):
+        path = v2_group(path / name, "memory pids", "memory pids")
+    v2_group(path / "supervisors", "memory pids", procs="7")
+    v2_group(unified / "sandbox-kernel", "memory pids", "memory pids")
+    v2_group(unified / f"sandbox-kernel/u{UID}", "memory pids io", "memory pids io")
+    (unified / "cgroup.controllers").write_text("cpu memory pids io")
+    return unified
+
+
+def test_hint_then_own_then_scope_then_conventional(machine: Machine) -> None:
+    unified = with_scope(machine, f"/{SCOPE}/supervisors")
+    session = unified / "session"
+
+    def found() -> tuple[Path, Source]:
+        place = machine.search("/hinted", left=session).find("memory")
+        assert isinstance(place, Place)
+        return place.directory, place.source
+
+    hinted = v2_group(unified / "hinted", "memory", "memory")
+    assert found() == (hinted, Source.HINT)
+    machine.files.closed.add(hinted)
+    assert found() == (session, Source.OWN)
+    machine.files.closed.add(session)
+    assert found() == (unified / SCOPE, Source.SCOPE)
+    machine.files.closed.add(unified / SCOPE)
+    assert found() == (unified / f"sandbox-kernel/u{UID}", Source.CONVENTIONAL)
+
+
+def test_a_scope_that_this_process_is_not_in_may_end_at_any_time(machine: Machine) -> None:
+    unified = with_scope(machine, "/session")
+    machine.files.closed.add(unified / "session")
+    place = machine.find("memory")
+    assert isinstance(place, Place) and place.source is Source.CONVENTIONAL
+    (hierarchy,) = machine.search().mounted
+    assert (Source.SCOPE, unified / SCOPE) in machine.search().candidates(hierarchy)  # for sweep()
+
+
+def test_the_scope_is_wanted_where_hint_and_own_do_not_do(machine: Machine) -> None:
+    unified = with_scope(machine, "/session")
+
+    def helps(controller: str, **more: Any) -> bool:
+        search = machine.search(**more)
+        return search.scope_helps(search.find(controller))
+
+    assert not helps("memory")  # the own one does
+    machine.files.closed.add(unified / "session")
+    assert helps("memory")
+    assert helps("io")
+    assert not helps("net_cls")  # v2 has none
+    assert not helps("memory", no_scope=Tried(None, Source.SCOPE, "refused"))
+
+
+def test_v1_has_no_use_for_the_scope(machine: Machine) -> None:
+    machine.v1("memory")
+    search = machine.search()
+    assert not search.scope_helps(search.find("memory"))
+
+
+def test_a_refused_scope_is_in_the_message_and_not_the_remedy(machine: Machine) -> None:
+    unified = machine.v2(own="/s")
+    v2_group(unified / "s", "memory", procs="7\n8")
+    refused = Tried(None, Source.SCOPE, "systemd refused: x.Denied: no")
+    missing = machine.search(no_scope=refused).find("memory")
+    assert isinstance(missing, Missing)
+    text = missing.error().message
+    assert "sandbox-kernel.scope: systemd refused: x.Denied: no" in text
+    assert f"{unified / 's'}: memory is not in" in text
+    assert "systemd-run" not in text
+
+
+def test_a_controller_that_systemd_does_not_hand_to_the_scope(machine: Machine) -> None:
+    unified = with_scope(machine, f"/{SCOPE}/supervisors")
+    missing = machine.search(left=unified / "session").find("cpu")
+    assert isinstance(missing, Missing)
+    text = missing.error().message
+    assert f"cpu is not in {unified / SCOPE}/cgroup.controllers" in text
+    assert "as root: systemctl edit user@.service" in text
+
+
+def test_on_v2_all_controllers_are_in_one_directory(machine: Machine) -> None:
+    """A process cannot be in two: the limits of one of them would not hold."""
+    unified = with_scope(machine, "/session")
+    found = machine.search().find_all(["memory", "io", "pids"])
+    conventional = unified / f"sandbox-kernel/u{UID}"
+    assert {c: p.directory for c, p in found.items() if isinstance(p, Place)} == {
+        "memory": conventional, "io": conventional, "pids": conventional,
+    }  # fmt: skip
+    v2_group(unified / "hinted", "cpu", "cpu")
+    found = machine.search("/hinted").find_all(["cpu", "memory", "io", "pids"])
+    cpu = found.pop("cpu")
+    assert isinstance(cpu, Missing)
+    assert "it is in one cgroup only" in cpu.error().message
+    assert {p.directory for p in found.values() if isinstance(p, Place)} == {conventional}

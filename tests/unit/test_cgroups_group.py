@@ -23,7 +23,7 @@ from sandbox_kernel.engine.cgroups.interface import Files, same_pages
 from sandbox_kernel.engine.cgroups.owner import Owner, myself, owner_of
 from sandbox_kernel.engine.cgroups.v1 import V1
 from sandbox_kernel.errors import CgroupError, ProtocolError
-from sandbox_kernel.spec import Caps, MissingCap
+from sandbox_kernel.spec import Caps, MissingCap, UserTotal
 
 MIB = 1024**2
 CAPS = Caps(memory=256 * MIB, cpus=1.5, pids=100)
@@ -245,6 +245,103 @@ def test_v2_moves_the_processes_of_a_scope_that_systemd_delegated(v2: Machine) -
         "cgroup.subtree_control +memory", "mkdir sandbox-kernel-host", "cgroup.procs 77",
         "cgroup.subtree_control +memory",
     ]  # fmt: skip
+
+
+class FakeScope:
+    """Moves this process, or refuses to."""
+
+    def __init__(self, machine: Machine, *, refuses: bool = False) -> None:
+        self.machine = machine
+        self.refuses = refuses
+        self.entered = 0
+        self.path = machine.top / "unified/sandbox-kernel.scope"
+        self.path.mkdir()
+        for name, text in (machine.files.kind(self.path.parent / "given")).items():
+            (self.path / name).write_text(text)
+        (self.path / "cgroup.controllers").write_text("cpu memory pids\n")
+        (self.path / "cgroup.subtree_control").write_text("")
+        (self.path / "cgroup.type").write_text("domain\n")
+
+    def enter(self) -> None:
+        self.entered += 1
+        if self.refuses:
+            raise CgroupError("not entered", cause="systemd refused: x.Denied: no")
+        (self.path / "cgroup.procs").write_text(f"{os.getpid()}\n")
+        self.move("/sandbox-kernel.scope")
+
+    def move(self, path: str) -> None:
+        (self.machine.proc / "self/cgroup").write_text(f"0::{path}\n")
+
+
+def scoped(v2: Machine, scope: FakeScope, caps: Caps = CAPS, **more: Any) -> KernelCgroup:
+    return create(
+        caps, "kernel-a", uid=os.getuid(), on_missing=MissingCap.ERROR,
+        scope=scope, proc=v2.proc, files=v2.files, **({"hint": None} | more),
+    )  # fmt: skip
+
+
+def test_the_scope_is_entered_if_the_own_cgroup_is_busy(v2: Machine) -> None:
+    (v2.top / "unified/given/cgroup.procs").write_text("77\n")
+    scope = FakeScope(v2)
+    group = scoped(v2, scope)
+    assert scope.entered == 1
+    assert [leaf.path.parent for leaf in group.leaves] == [scope.path]
+    assert (scope.path / "supervisors/cgroup.procs").read_text() == str(os.getpid())
+    assert (scope.path / "cgroup.procs").read_text() == ""
+    assert (v2.top / "unified/given/cgroup.procs").read_text() == "77\n"
+
+
+@pytest.mark.parametrize("caps", [Caps(), CAPS])
+def test_the_scope_is_left_alone_without_need(v2: Machine, caps: Caps) -> None:
+    if caps == Caps():
+        (v2.top / "unified/given/cgroup.procs").write_text("77\n")
+    scope = FakeScope(v2)
+    scoped(v2, scope, caps, hint=None)
+    assert scope.entered == 0
+
+
+def test_v1_asks_for_no_scope(v1: Machine) -> None:
+    (v1.top / "unified").mkdir()
+    scope = FakeScope.__new__(FakeScope)
+    scope.entered = 0
+    with pytest.raises(CgroupError):
+        scoped(v1, scope, hint="/elsewhere")
+    assert scope.entered == 0
+
+
+def test_what_systemd_said_is_told(v2: Machine) -> None:
+    (v2.top / "unified/given/cgroup.procs").write_text("77\n")
+    scope = FakeScope(v2, refuses=True)
+    with pytest.raises(CgroupError) as caught:
+        scoped(v2, scope)
+    assert scope.entered == 1
+    assert "sandbox-kernel.scope: systemd refused: x.Denied: no" in caught.value.message
+    assert v2.left() == []
+
+
+def test_a_scope_that_was_entered_in_words_only(v2: Machine) -> None:
+    (v2.top / "unified/given/cgroup.procs").write_text("77\n")
+    scope = FakeScope(v2)
+    scope.move = lambda path: None  # type: ignore[method-assign]
+    with pytest.raises(CgroupError, match="systemd said that this process is in it, and it is in"):
+        scoped(v2, scope)
+
+
+def test_a_number_of_kernels_alone_asks_for_the_scope(v2: Machine) -> None:
+    (v2.top / "unified/given/cgroup.procs").write_text("77\n")
+    scope, plain = FakeScope(v2), v2.files.kind
+    v2.files.kind = lambda path: plain(path) | {"cgroup.subtree_control": ""}
+    group = scoped(v2, scope, Caps(), user=UserTotal(kernels=1))
+    assert {leaf.path.parent.parent for leaf in group.leaves} == {scope.path}
+
+
+def test_on_v2_what_only_accounts_is_where_the_caps_are(v2: Machine) -> None:
+    """A second leaf would be the one that the process is in at last, without its caps."""
+    given = v2.top / "unified/given"
+    (given / "cgroup.controllers").write_text("memory\n")
+    (given / "cgroup.subtree_control").write_text("memory")
+    group = scoped(v2, scope := FakeScope(v2), Caps(cpus=1.5), hint="/given")
+    assert [leaf.path.parent for leaf in group.leaves] == [scope.path]
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -307,6 +307,66 @@ def test_memory_that_cannot_be_reclaimed(tmp_path: Path, files: Fake) -> None:
         written(group, {"memory": "64M"}, files)
 
 
+# -- other limits for a kernel that runs ---------------------------------------------------------
+
+BEFORE_V1 = {
+    "cpu.cfs_period_us": "100000\n", "cpu.cfs_quota_us": "-1\n",
+    "blkio.throttle.write_bps_device": "8:16 7\n", "blkio.throttle.read_bps_device": "8:0 9\n",
+    "net_prio.ifpriomap": "lo 0\neth0 3\n",
+}  # fmt: skip
+BEFORE_V2 = {"cpu.max": "max 100000\n", "cpuset.cpus": "\n", "io.max": "8:16 rbps=5 wbps=max\n"}
+
+
+@pytest.mark.parametrize(
+    ("version", "controllers", "config", "before", "undone"),
+    [
+        (
+            Version.V1, ("cpu", "io", "net_prio", "pids"),
+            {"cpus": 1, "net_prio": {"eth0": 5},
+             "io": [{"device": "8:0", "write_bps": 1000, "read_bps": 1000}]},
+            BEFORE_V1,
+            [("net_prio.ifpriomap", "eth0 3"), ("blkio.throttle.write_bps_device", "8:0 0"),
+             ("blkio.throttle.read_bps_device", "8:0 9"), ("cpu.cfs_quota_us", "-1\n"),
+             ("cpu.cfs_period_us", "100000\n")],
+        ),
+        (
+            Version.V2, ("cpu", "cpuset", "io", "pids"),
+            {"cpus": 1, "cpuset_cpus": "0", "io": [{"device": "8:0", "write_bps": 1000}]},
+            BEFORE_V2,
+            [("io.max", "8:0 rbps=max wbps=max riops=max wiops=max"), ("cpuset.cpus", "\n"),
+             ("cpu.max", "max 100000\n")],
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_written_before_a_refusal_is_written_back(
+    tmp_path: Path, files: Fake, version: Version, controllers: tuple[str, ...],
+    config: dict[str, Any], before: dict[str, str], undone: list[tuple[str, str]],
+) -> None:  # fmt: skip
+    group = leaf(tmp_path, version, *controllers)
+    for name, text in before.items():
+        (group.path / name).write_text(text)
+    last = Leaf(version, tmp_path / "given/kernel-b.1.1.1-1", ("pids",))
+    last.path.mkdir()
+    (last.path / "pids.max").write_text("64\n")
+    files.refuse["pids.max"] = errno.EBUSY
+    caps, pids = parse_spec(config).caps, parse_spec({"pids": 96}).caps
+    with pytest.raises(CgroupError, match=r"pids\.max did not take '96'"):
+        limits.change([(group, caps), (last, pids)], files)
+    back = files.calls[-len(undone) - 1 :]
+    assert back == [("pids.max", "64\n"), *undone]
+
+
+def test_what_cannot_be_held_is_known_before_anything_is_written(
+    tmp_path: Path, files: Fake
+) -> None:
+    first = leaf(tmp_path, Version.V1, "pids")
+    second = Leaf(Version.V1, first.path, ("memory",))
+    caps = parse_spec({"pids": 96, "memory_high": "64M"}).caps
+    with pytest.raises(CgroupError, match="cgroup v1 has no such limit"):
+        limits.change([(first, caps), (second, caps)], files)
+    assert files.calls == []
+
+
 # -- block devices -------------------------------------------------------------------------------
 
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from sandbox_kernel.environment import (
     ALLOWED,
     RESERVED,
+    THREADS,
     complete_environment,
     filter_environment,
     launcher_environment,
+    user_buses,
 )
 from sandbox_kernel.spec import SandboxSpec, parse_spec
 
@@ -137,6 +139,36 @@ def test_a_cap_beats_what_was_passed() -> None:
     assert complete({"MEM_LIMIT": "1"}, parse_spec({"memory": "64M"}))["MEM_LIMIT"] == "67108864"
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, None),
+        ({"cpuset_cpus": "0"}, None),  # which they see for themselves
+        ({"cpus": 0.5}, "1"),
+        ({"cpus": 1}, "1"),
+        ({"cpus": 1.5}, "2"),
+        ({"cpus": 64}, "4"),
+        ({"cpus": 4, "cpuset_cpus": "1-2"}, "2"),
+        ({"cpus": 4, "cpuset_cpus": "7"}, "1"),
+    ],
+)
+def test_libraries_start_as_many_threads_as_the_quota_feeds(
+    config: dict[str, object], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    made = complete({}, parse_spec(config))
+    assert {made.get(name) for name in THREADS} == {expected}
+
+
+def test_the_kernelspec_s_number_of_threads_beats_the_quota_s_and_the_server_s_does_not() -> None:
+    source = {"OMP_NUM_THREADS": "7", "MKL_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "9"}
+    spec = parse_spec({"cpus": 1, "env_pass": ["MKL_NUM_THREADS"]})
+    filtered = filter_environment(source, spec, set_by_kernelspec=["OMP_NUM_THREADS"])
+    made = complete(filtered, spec)
+    assert [made[name] for name in source] == ["7", "8", "1"]
+    assert complete(filter_environment(source, DEFAULT)).items() >= source.items()
+
+
 @bounded
 @given(source=ENVIRONMENTS)
 def test_no_parent_is_named_inside(source: dict[str, str]) -> None:
@@ -167,3 +199,26 @@ def test_the_launcher_holds_no_secret(name: str) -> None:
 def test_the_launcher_is_told_its_cgroup_and_its_home() -> None:
     made = launcher_environment({"SANDBOX_KERNEL_CGROUP": "g", "HOME": "/h", "LC_ALL": "C"})
     assert (made["SANDBOX_KERNEL_CGROUP"], made["HOME"], made["LC_ALL"]) == ("g", "/h", "C")
+
+
+# -- where systemd is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({}, ()),
+        ({"XDG_RUNTIME_DIR": "relative", "DBUS_SESSION_BUS_ADDRESS": ""}, ()),
+        ({"DBUS_SESSION_BUS_ADDRESS": "unix:abstract=x"}, ("unix:abstract=x",)),
+        (
+            {"XDG_RUNTIME_DIR": "/r", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/r/bus"},
+            ("unix:path=/r/systemd/private", "unix:path=/r/bus"),
+        ),
+        (
+            {"XDG_RUNTIME_DIR": "/a,b%"},
+            ("unix:path=/a%2cb%25/systemd/private", "unix:path=/a%2cb%25/bus"),
+        ),
+    ],
+)
+def test_where_systemd_is_looked_for(source: dict[str, str], expected: tuple[str, ...]) -> None:
+    assert user_buses(source) == expected

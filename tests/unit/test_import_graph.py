@@ -28,6 +28,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents"}),
+    frozenset({"control"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"provisioner", "spawner", "launch"}),
@@ -46,13 +47,13 @@ ENGINE_PARTS: Final = {"seccomp_profile": "seccomp"}
 
 #: layer member → top-level packages that it must not know.
 FOREIGN: Final[dict[str, frozenset[str]]] = {
-    "errors": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
-    "parsing": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
-    "caps": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
-    "spec": frozenset({"cffi", "zmq", "traitlets", "pyroute2"}),
-    "syscalls": frozenset({"zmq", "traitlets", "pyroute2"}),
+    "errors": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
+    "parsing": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
+    "caps": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
+    "spec": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
+    "syscalls": frozenset({"zmq", "traitlets", "pyroute2", "jeepney"}),
     "engine": frozenset({"zmq", "traitlets"}),
-    "channels": frozenset({"traitlets", "pyroute2"}),
+    "channels": frozenset({"traitlets", "pyroute2", "jeepney"}),
 }
 JUPYTER: Final = ("jupyter", "IPython", "ipykernel", "nbclient", "nbformat")
 #: members that may know Jupyter's packages; channels/ speaks its protocol without them.

@@ -162,7 +162,18 @@ def test_make_alone_lists_its_targets() -> None:
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    for target in ("demo", "test", "test-vm", "lint", "format", "wheel", "sdist", "clean", "bench"):
+    for target in (
+        "demo",
+        "test",
+        "test-vm",
+        "lint",
+        "format",
+        "wheel",
+        "sdist",
+        "clean",
+        "bench",
+        "caps-table",
+    ):
         assert f"make {target} " in done.stdout
 
 

@@ -12,20 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox_kernel.engine import messages
+from sandbox_kernel.engine.cgroups import CgroupUsage, IoUsage, Pressure
 from sandbox_kernel.errors import KernelStartError, MountError, ProtocolError, SpecError
 from sandbox_kernel.protocol import (
     VERSION,
     Accepted,
+    Done,
     Exited,
     Failed,
     FromClient,
     FromSupervisor,
+    GetUsage,
     Kill,
     LaunchRequest,
     Notice,
+    Pause,
+    Refused,
+    Resume,
     Signal,
     Start,
     Started,
+    Update,
+    Usage,
     parse_from_client,
     parse_from_supervisor,
 )
@@ -40,6 +48,7 @@ REQUEST: Final = LaunchRequest(
     environment={"LANG": "C.UTF-8", "A": "\udcff TOKEN"},
     connection_file="/run/kernel.json",
     arguments=("--IPKernelApp.matplotlib=inline",),
+    buses=("unix:path=/run/user/1000/bus",),
 )
 STARTED: Final = Started(10, 11, CONNECTION, ("no swap cap",), 5)
 
@@ -70,8 +79,18 @@ def test_a_request_with_as_little_as_can_be() -> None:
         Notice("a line"),
         Exited(-9, "the kernel was ended as asked"),
         Exited(0, ""),
+        Done(0),
+        Done(2**63 - 1),
+        Usage(7, CgroupUsage()),
+        Usage(
+            8,
+            CgroupUsage(
+                memory_current=1, cpu_usec=2, io=(IoUsage("8:0", 1, 2, 3, 4),),
+                pressure=(Pressure("cpu", 1, None, 0.5), Pressure("io", 1, 2, 99.0)),
+            ),
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_a_supervisor_says(message: FromSupervisor) -> None:
     assert parse_from_supervisor(wire(message.to_message())) == message
 
@@ -89,9 +108,18 @@ def test_a_failure_keeps_its_type_and_its_words(error: MountError) -> None:
     assert isinstance(back, Failed)
     assert type(back.error) is type(error)
     assert back.error.message == error.message
+    refused = parse_from_supervisor(wire(Refused(5, error).to_message()))
+    assert isinstance(refused, Refused) and refused.request == 5
+    assert type(refused.error) is type(error)
+    assert refused.error.message == error.message
 
 
-@pytest.mark.parametrize("message", [Signal(1), Signal(2), Signal(64), Kill()])
+ORDERS: Final = (
+    Pause(1), Resume(2), Update(3, {"memory": "1G", "user": {"pids": 100}}), GetUsage(4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("message", [Signal(1), Signal(2), Signal(64), Kill(), *ORDERS])
 def test_what_a_client_says(message: FromClient) -> None:
     assert parse_from_client(wire(message.to_message())) == message
 
@@ -102,9 +130,10 @@ def test_start_says_its_version() -> None:
 
 def test_the_types_are_all_different() -> None:
     said = [REQUEST, Accepted(1), STARTED, Failed(MountError("x")), Notice(""), Exited(0, "")]
-    said += [Signal(1), Kill()]
+    said += [Signal(1), Kill(), *ORDERS, Done(1), Refused(1, MountError("x"))]
+    said += [Usage(1, CgroupUsage())]
     types = [m.to_message()["type"] for m in [*said, Start()]]
-    assert len(set(types)) == len(types) == 9
+    assert len(set(types)) == len(types) == 16
 
 
 # -- no secret in a log ------------------------------------------------------------------------
@@ -243,6 +272,49 @@ def test_what_is_no_signal_is_said(number: object) -> None:
     assert caught.value.message == f"{number!r} is no signal number"
 
 
+@pytest.mark.parametrize("kind", ["pause", "resume", "update", "get_usage", "done", "usage"])
+@pytest.mark.parametrize("value", [None, -1, 2**63, True, 1.0, "1", [], {}], ids=repr)
+def test_the_number_of_a_request_is_one(kind: str, value: object) -> None:
+    message = {"type": kind, "request": value, "caps": {}, "usage": {"format": 1}}
+    parse = parse_from_supervisor if kind in ("done", "usage") else parse_from_client
+    with pytest.raises(ProtocolError) as caught:
+        parse(message)
+    assert caught.value.message == f"request = {value!r} is no number of a request"
+    del message["request"]
+    with pytest.raises(ProtocolError, match="request = None is no number"):
+        parse(message)
+
+
+@pytest.mark.parametrize("value", [None, 5, "memory", [], [["memory", 1]], True], ids=repr)
+def test_caps_are_a_table(value: object) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        parse_from_client({"type": "update", "request": 1, "caps": value})
+    assert caught.value.message == f"caps = {value!r} is no table of caps"
+
+
+@pytest.mark.parametrize(
+    ("usage", "said"),
+    [
+        ({"format": 2}, "format 2 of a usage is not 1"),
+        ({"memory_peak": -1}, "memory_peak = -1 is no count"),
+        ({"cpu_usec": 1.5}, "cpu_usec = 1.5 is no count"),
+        ({"pids_current": True}, "pids_current = True is no count"),
+        ({"io": {}}, "io = {} is no list of tables"),
+        ({"io": [5]}, "io = [5] is no list of tables"),
+        ({"io": [{}]}, "io[0].device = None is no text"),
+        (
+            {"io": [{"device": "8:0", "read_bytes": "5"}]},
+            "io[0].read_bytes = '5' is no count",
+        ),
+        ({"pressure": [{"some_percent": "1"}]}, "pressure[0].some_percent = '1' is no number"),
+    ],
+)
+def test_what_is_wrong_in_a_usage_is_named(usage: dict[str, Any], said: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        parse_from_supervisor({"type": "usage", "request": 1, "usage": {"format": 1} | usage})
+    assert caught.value.message == said
+
+
 def test_a_signal_without_end() -> None:
     with pytest.raises(ProtocolError):
         parse_from_client(messages.decode(b'{"type":"signal","number":1e999}'))
@@ -258,10 +330,11 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-KINDS = ["accepted", "started", "notice", "exited", "signal", "kill", "x"]
-FIELDS = st.dictionaries(
-    st.sampled_from([*STARTED.to_message(), "text", "reason", "returncode", "number"]), VALUES
-)
+KINDS = ["accepted", "started", "notice", "exited", "signal", "kill", "pause", "resume", "update"]
+KINDS += ["get_usage", "done", "refused", "usage", "x"]
+NAMES = [*STARTED.to_message(), "text", "reason", "returncode", "number"]
+NAMES += ["request", "caps", "error", "usage"]
+FIELDS = st.dictionaries(st.sampled_from(NAMES), VALUES)
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=300)
@@ -274,3 +347,32 @@ def test_fields_are_a_message_or_a_protocol_error(fields: dict[str, Any], kind: 
             continue
         assert message.to_message()["type"] == kind
         assert not isinstance(message, Signal) or 0 < message.number < NSIG
+
+
+# -- there and back, whatever is in it ---------------------------------------------------------
+
+NUMBERS = st.integers(0, 2**63 - 1)
+COUNTS = st.none() | NUMBERS
+USAGES = st.builds(
+    CgroupUsage,
+    **{name: COUNTS for name in CgroupUsage.__dataclass_fields__ if name not in ("io", "pressure")},
+    io=st.none() | st.lists(st.builds(IoUsage, st.text(), *[NUMBERS] * 4), max_size=3).map(tuple),
+    pressure=st.none()
+    | st.lists(st.builds(Pressure, st.text(), NUMBERS, COUNTS, st.floats(0, 100)), max_size=3).map(
+        tuple
+    ),
+)
+TABLES = st.dictionaries(st.text(), VALUES, max_size=3)
+ASKED = (
+    st.builds(Pause, NUMBERS)
+    | st.builds(Resume, NUMBERS)
+    | st.builds(Update, NUMBERS, TABLES)
+    | st.builds(GetUsage, NUMBERS)
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=300)
+@given(order=ASKED, answer=st.builds(Done, NUMBERS) | st.builds(Usage, NUMBERS, USAGES))
+def test_orders_and_answers_arrive_as_they_were(order: Any, answer: Any) -> None:
+    assert parse_from_client(wire(order.to_message())) == order
+    assert parse_from_supervisor(wire(answer.to_message())) == answer

@@ -32,6 +32,7 @@ from sandbox_kernel.spec import (
     UserTotal,
     WorkspaceMode,
     check_workspace,
+    parse_change,
     parse_size,
     parse_spec,
     spec_from_dict,
@@ -496,3 +497,43 @@ def test_what_arrives_is_validated_again(part: str | None, key: str, value: obje
     (data if part is None else data[part])[key] = value
     with pytest.raises(SpecError):
         spec_from_dict(data)
+
+
+# -- other caps for a kernel that runs -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "allowed"),
+    [
+        ({}, "caps", "at least one of the caps memory, "),
+        ({"io": []}, "caps", "at least one of the caps memory, "),
+        ({"user": {}}, "caps", "at least one of the caps memory, "),
+        ({"mem": 1}, "mem", "one of the caps memory, "),
+        ({"network": "none"}, "network", "one of the caps memory, "),
+        ({"pids": None}, "pids", "a value: a cap is changed, it cannot be lifted"),
+        ({"pids": 1}, "pids", "a whole number from "),
+        ({"user": {"kernels": 2}}, "user.kernels", "no such key for a kernel that runs"),
+        ({"user": {"pids": 1}}, "user.pids", "a whole number from "),
+        ({"user": 5}, "user", "a table of caps"),
+        ({"memory_swap": "1G"}, "memory_swap", "a size beside one of memory"),
+    ],
+)
+def test_what_is_no_change(config: dict[str, Any], key: str, allowed: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_change(config)
+    assert caught.value.key == key
+    assert caught.value.allowed.startswith(allowed)
+
+
+def test_a_change_replaces_what_it_names() -> None:
+    here, there = IoLimit("/a", read_bps=1), IoLimit("/b", read_bps=1)
+    caps = Caps(memory=4 * GIB, memory_swap=GIB, pids=100, io=(here, there))
+    other = IoLimit("/a", read_bps=2)
+    assert caps.changed(Caps(pids=200)) == dataclasses.replace(caps, pids=200)
+    assert caps.changed(Caps(io=(other,))).io == (there, other)
+    assert caps.changed(Caps(memory=GIB)) == dataclasses.replace(caps, memory=GIB, memory_swap=None)
+
+
+def test_a_change_must_go_with_what_stays() -> None:
+    with pytest.raises(SpecError, match=r"^user\.memory_low = .* up to that of memory"):
+        Caps(memory_low=GIB).changed(Caps(memory=512 * MIB), "user.")

@@ -37,6 +37,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 BASE = Path("/opt/sandbox-kernel")
+HUGE_PAGES = 8
+"""Of two MiB, for the place ``prepared``: so that there is something to be refused."""
 PORT = Path("/dev/virtio-ports/out")
 SWAP = Path("/dev/vdc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -158,6 +160,7 @@ def placed(
 
 def prepare(user: pwd.struct_passwd) -> str:
     """A cgroup with every controller for the user, relative to the mount; made once."""
+    Path("/proc/sys/vm/nr_hugepages").write_text(str(HUGE_PAGES))
     group = f"/sandbox-kernel/u{user.pw_uid}"
     path = CGROUPS
     for part in ("", *group.strip("/").split("/")):

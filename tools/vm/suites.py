@@ -1,7 +1,9 @@
 """``make test-vm``: the suites that start sandboxes, in the test machine, as users of systemd.
 
 Everything runs as ``stock``, and what is about cgroups once more as ``deleg``, whose systemd
-delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. From the environment:
+delegates ``io`` and ``cpuset`` too, and in a cgroup that root prepared. In a session and in a plain
+service, where nothing is delegated, run the tests of the scope that systemd makes then. From the
+environment:
 
 ``VM_TESTS``
     the paths below tests/ to run instead, in each run: ``VM_TESTS="integration/test_caps.py"``
@@ -37,9 +39,13 @@ TESTS = ROOT / "tests"
 INSIDE = "/opt/sandbox-kernel"
 SUITES = ("integration", "conformance", "escape")
 ABOUT_CGROUPS = ("integration/test_*cap*.py", "integration/test_*cgroup*.py")
+ABOUT_SCOPE = ("integration/test_cgroups_scope.py",)
+"""The others about cgroups need a directory that was delegated before."""
 FACTOR = 10
 """How much longer everything may take where instructions are emulated."""
 SECONDS = 5400.0
+SWAP = "512M"
+"""So that a cap on swap can be run into; a kernel without one gets none of it."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,18 @@ class Run:
     suites: tuple[str, ...]
     without: tuple[str, ...]
     """Probes that find nothing here, by how the machine is made (``tests/probes.py``)."""
+    column: str
+    """Of docs/caps.md: what its cgroup is."""
 
 
 RUNS = (
-    Run("stock", "stock", "delegated", SUITES, ("cgroup-v1", "cpuset", "io", "hugetlb", "git")),
-    Run("deleg", "deleg", "delegated", ABOUT_CGROUPS, ("cgroup-v1", "hugetlb")),
-    Run("prepared", "deleg", "prepared", ABOUT_CGROUPS, ("cgroup-v1",)),
-)
+    Run("stock", "stock", "delegated", SUITES, ("cgroup-v1", "cpuset", "io", "hugetlb", "git"),
+        "v2-scope"),
+    Run("deleg", "deleg", "delegated", ABOUT_CGROUPS, ("cgroup-v1", "hugetlb"), "v2-scope-all"),
+    Run("prepared", "deleg", "prepared", ABOUT_CGROUPS, ("cgroup-v1",), "v2-prepared"),
+    Run("login", "stock", "login", ABOUT_SCOPE, (), "v2-scope"),
+    Run("service", "deleg", "service", ABOUT_SCOPE, (), "v2-scope-all"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ def main() -> int:
         # setpriv: whoever ends this process ends the machine too.
         command = ["setpriv", "--pdeathsig", "TERM", str(ROOT / "tools" / "vm" / "run")]
         command += ["--job", job.name, "--out", str(out), "--seconds", seconds]
+        command += ["--swap", SWAP]
         status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
     return report(runs, out, status)
 
@@ -118,6 +130,7 @@ def request(run: Run) -> dict[str, Any]:
     environment = {
         "SANDBOX_KERNEL_TIMEOUT_FACTOR": str(FACTOR),
         "SANDBOX_KERNEL_MAY_SKIP": ",".join(run.without),
+        "SANDBOX_KERNEL_CAPS_COLUMN": run.column,
     }
     environment |= {name: os.environ[name] for name in ("CI", "MUST_WORK") if name in os.environ}
     fields = {"name": run.name, "user": run.user, "place": run.place}

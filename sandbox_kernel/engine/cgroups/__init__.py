@@ -7,7 +7,8 @@ kernel calls :meth:`KernelCgroup.join`, the supervisor reads :meth:`KernelCgroup
 that runs; :func:`running` finds it. :func:`sweep` clears what nobody was left to remove.
 
 No privilege is needed but a directory that belongs to the user in the hierarchy of each
-controller; :mod:`.detect` says where it is looked for.
+controller; :mod:`.detect` says where it is looked for, and :mod:`.scope` has the user's systemd
+make one where there is none.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from .interface import (
     Source,
     Version,
 )
+from .scope import UserScope
 from .sweep import Swept, running, sweep
+from .usage import USAGE_FORMAT, usage_from_dict, usage_to_dict
 from .watch import EventWatch
 
 __all__ = [
     "HINT_VARIABLE",
+    "USAGE_FORMAT",
     "CgroupEvents",
     "CgroupUsage",
     "EventWatch",
@@ -44,9 +48,12 @@ __all__ = [
     "Source",
     "Swept",
     "Tried",
+    "UserScope",
     "Version",
     "create",
     "hierarchies",
     "running",
     "sweep",
+    "usage_from_dict",
+    "usage_to_dict",
 ]

@@ -6,7 +6,9 @@ every directory that was looked at. Sources of a directory, in this order:
 1. the ``hint`` of the caller, a path relative to the mount of each hierarchy, such as
    ``/sandbox-kernel/u1000`` (an empty one is none);
 2. the cgroup of this process, if it may write there;
-3. ``<mount>/sandbox-kernel/u<uid>``, which an administrator made (on v1: and chowned).
+3. on v2, ``sandbox-kernel.scope`` of the user's systemd, once this process is in it: the caller
+   enters it, by :mod:`.scope`, if the first two do not do;
+4. ``<mount>/sandbox-kernel/u<uid>``, which an administrator made (on v1: and chowned).
 
 The roots (``proc``, and through its mountinfo the mounts) are parameters: unit tests build them
 in a temporary directory.
@@ -16,12 +18,22 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import CgroupError
 from . import v2
-from .interface import HINT_VARIABLE, V1_NAMES, V1_ONLY, Files, Place, Source, Version
+from .interface import (
+    HINT_VARIABLE,
+    SCOPE_UNIT,
+    V1_NAMES,
+    V1_ONLY,
+    Files,
+    Place,
+    Source,
+    Version,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,12 @@ class Tried:
     cause: str
     remedy: str | None = None
 
+    @property
+    def where(self) -> str:
+        if self.path is None and self.source is Source.SCOPE:
+            return SCOPE_UNIT
+        return str(self.path)
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -60,7 +78,7 @@ class Missing:
         fact = f"controller {self.controller} is not available"
         if first.path is not None:
             fact += f" under {first.path}"
-        others = [f"{t.path}: {t.cause}" for t in self.tried if t is not first]
+        others = [f"{t.where}: {t.cause}" for t in self.tried if t is not first]
         cause = first.cause + (f" (tried too: {'; '.join(others)})" if others else "")
         path = str(first.path) if first.path is not None else None
         return CgroupError(fact, cause=cause, remedy=first.remedy, path=path)
@@ -143,6 +161,10 @@ class Search:
     hint: str | None
     proc: Path
     files: Files
+    left: Path | None = None
+    """The cgroup that this process was in before it moved to the scope: it is still its own."""
+    no_scope: Tried | None = None
+    """Why it did not get into the scope, if it tried."""
 
     @functools.cached_property
     def mounted(self) -> tuple[Hierarchy, ...]:
@@ -159,24 +181,88 @@ class Search:
         tried: list[Tried] = []
         for hierarchy in bound:
             for source, directory in self.candidates(hierarchy):
+                if source is Source.SCOPE and not self.in_scope:
+                    tried += [self.no_scope] if self.no_scope else []
+                    continue
                 refused = self._refusal(controller, hierarchy, source, directory)
                 if refused is None:
                     return Place(controller, hierarchy.version, directory, source)
                 tried.append(replace(refused, source=source))
         return Missing(controller, tuple(tried))
 
+    def find_all(self, controllers: Iterable[str]) -> dict[str, Place | Missing]:
+        """Each controller, as :meth:`find`; those of v2 all in one directory.
+
+        There a process is in one cgroup only. Where no directory has them all, it is the first of
+        those that have most, and the others are missing.
+        """
+        found = {controller: self.find(controller) for controller in controllers}
+        together = [
+            place
+            for place in found.values()
+            if isinstance(place, Place) and place.version is Version.V2
+        ]
+        if len({place.directory for place in together}) < 2:
+            return found
+        best: dict[str, Place | Missing] = {}
+        for place in together:
+            here = {p.controller: self._only_in(place, p) for p in together}
+            if _count(here) > _count(best):
+                best = here
+        return found | best
+
+    def _only_in(self, chosen: Place, wanted: Place) -> Place | Missing:
+        """``wanted``, but in the directory of ``chosen``."""
+        hierarchy = next(h for h in self.mounted if _may_hold(h, wanted.controller))
+        directory, source = chosen.directory, chosen.source
+        refused = self._refusal(wanted.controller, hierarchy, source, directory)
+        if refused is None:
+            return replace(wanted, directory=directory, source=source)
+        cause = "other caps of this kernel are held elsewhere, and on v2 it is in one cgroup only"
+        elsewhere = Tried(wanted.directory, wanted.source, cause)
+        return Missing(wanted.controller, (replace(refused, source=source), elsewhere))
+
+    def scope_helps(self, found: Place | Missing) -> bool:
+        """Whether the scope comes before what was found, and has not been tried."""
+        if self.in_scope or self.no_scope:
+            return False
+        if isinstance(found, Place) and found.source is not Source.CONVENTIONAL:
+            return False
+        holding = [h.version for h in self.mounted if _may_hold(h, found.controller)]
+        return bool(holding) and Version.V1 not in holding
+
+    @property
+    def in_scope(self) -> bool:
+        """Whether this process is in the scope."""
+        return any(_scope_above(h.own) is not None for h in self.mounted)
+
+    @property
+    def own(self) -> Path | None:
+        """The cgroup of this process on v2."""
+        return next((h.own for h in self.mounted if h.version is Version.V2), None)
+
     def candidates(self, hierarchy: Hierarchy) -> list[tuple[Source, Path]]:
         """Where kernels of this user may be, in the order in which it is tried."""
         found: list[tuple[Source, Path]] = []
         if self.hint:
             found.append((Source.HINT, hierarchy.mount / check_hint(self.hint)))
-        if hierarchy.own is not None:
-            own = hierarchy.own
+        is_v2 = hierarchy.version is Version.V2
+        own = (is_v2 and self.left) or hierarchy.own
+        scope = _scope_above(own)
+        if own is not None and scope is None:
             # Processes that v2.prepare() moved out of the way still own what is above.
             found.append((Source.OWN, own.parent if own.name == v2.HOST_LEAF else own))
+        if is_v2:
+            above = scope or _scope_above(hierarchy.own)
+            found.append((Source.SCOPE, above or self._usual_scope(hierarchy.mount)))
         conventional = hierarchy.mount / "sandbox-kernel" / f"u{self.uid}"
         found.append((Source.CONVENTIONAL, conventional))
         return found
+
+    def _usual_scope(self, mount: Path) -> Path:
+        """Where the scope is below a system's systemd, seen from outside of it."""
+        user = f"user.slice/user-{self.uid}.slice/user@{self.uid}.service"
+        return mount / user / "app.slice" / SCOPE_UNIT
 
     def _nowhere(self, controller: str) -> Tried:
         """Why no mounted hierarchy has the controller."""
@@ -242,14 +328,14 @@ class Search:
         if not count or is_root or v2.can_empty(source, path, self.files):
             return None
         cause = f"{controller} is not in {control}, and cannot be while {count} processes are there"
-        return Tried(path, None, cause, _move_remedy(source, path))
+        return Tried(path, None, cause, self._move_remedy(source, path))
 
     def _cannot_join(self, hierarchy: Hierarchy, source: Source, path: Path) -> Tried | None:
         """A move on v2 needs write access to cgroup.procs of the common ancestor too."""
         own = hierarchy.own
         if own is None:
             cause = "this process is in a cgroup outside of what is mounted here"
-            return Tried(path, None, cause, _SCOPE)
+            return Tried(path, None, cause, self._scope_remedy)
         common = path
         while common != own and common not in own.parents:
             common = common.parent
@@ -257,7 +343,17 @@ class Search:
         if self.files.writable(procs):
             return None
         cause = f"this process is in {own}, and to move from there takes write access to {procs}"
-        return Tried(path, None, cause, _SCOPE)
+        return Tried(path, None, cause, self._scope_remedy)
+
+    def _move_remedy(self, source: Source, path: Path) -> str | None:
+        if source is Source.OWN:
+            return self._scope_remedy
+        return f"move the processes of {path} to a child of it"
+
+    @property
+    def _scope_remedy(self) -> str | None:
+        """What systemd would not do for us it would not do for the user either."""
+        return None if self.no_scope else _SCOPE
 
 
 def check_hint(hint: str) -> str:
@@ -278,6 +374,17 @@ def check_hint(hint: str) -> str:
 _SCOPE = "start the server in a scope of its own: systemd-run --user --scope -p Delegate=yes"
 
 
+def _scope_above(own: Path | None) -> Path | None:
+    """The directory of the scope that ``own`` is in."""
+    if own is None:
+        return None
+    return next((p for p in (own, *own.parents) if p.name == SCOPE_UNIT), None)
+
+
+def _count(found: Mapping[str, Place | Missing]) -> int:
+    return sum(isinstance(place, Place) for place in found.values())
+
+
 def _may_hold(hierarchy: Hierarchy, controller: str) -> bool:
     if hierarchy.version is Version.V1:
         return V1_NAMES.get(controller, controller) in hierarchy.controllers
@@ -294,10 +401,6 @@ def _words(path: Path) -> list[str]:
 def _read_only(path: Path, hierarchy: Hierarchy) -> Tried:
     cause = f"{hierarchy.mount} is mounted read-only"
     return Tried(path, None, cause, "mount it writable; a container needs it from its run-time")
-
-
-def _move_remedy(source: Source, path: Path) -> str:
-    return _SCOPE if source is Source.OWN else f"move the processes of {path} to a child of it"
 
 
 def _not_handed_down(controller: str, mount: Path, path: Path) -> Tried:

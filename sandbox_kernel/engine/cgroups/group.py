@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from ...errors import CgroupError, ProtocolError, describe_errno
 from ...spec import Caps, MissingCap, UserTotal
-from . import blockdev, limits, owner, processes, total
-from .detect import Missing, Search, check_hint
+from . import blockdev, limits, owner, processes, total, v2
+from .detect import Missing, Search, Tried, check_hint
 from .interface import (
     CONTROLLER_OF,
     FILES,
     OPTIONAL_CONTROLLERS,
+    SCOPE_LEAF,
+    SCOPE_UNIT,
     CgroupEvents,
     CgroupUsage,
     Files,
@@ -31,6 +34,13 @@ from .limits import BACKENDS
 FORMAT: Final = 1
 
 _Record = TypeVar("_Record", CgroupUsage, CgroupEvents)
+
+
+class Scope(Protocol):
+    """:class:`.scope.UserScope`, or what a test has instead."""
+
+    def enter(self) -> None:
+        """Move this process into the scope, or raise a :class:`CgroupError`."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +79,30 @@ class KernelCgroup:
         found = [BACKENDS[leaf.version].events(leaf, self.files) for leaf in self.leaves]
         return _merge(CgroupEvents(), found)
 
-    def update(self, caps: Caps, *, proc: Path = Path("/proc")) -> None:
+    def update(self, caps: Caps, user: Caps | None = None, *, proc: Path = Path("/proc")) -> None:
         """Put these caps in force instead of those of the same keys; the others stay.
 
-        ``memory_swap`` goes with ``memory``: without it there is no swap. A limit of memory below
-        what is in use is refused on v1 and leads to a kill on v2.
+        ``user`` are caps of all kernels of the user, written first; they hold until a kernel
+        starts that has others in its spec. ``memory_swap`` goes with ``memory``: without it there
+        is no swap. A limit of memory below what is in use is refused on v1 and leads to a kill on
+        v2. May be called while the kernel is paused.
 
         Raises:
-            CgroupError: this kernel's cgroup has no controller for a cap (nothing was changed), or
-                a limit was refused (those written before it, in the order of the leaves, stay).
+            CgroupError: the cgroup has no controller for a cap, or a limit was refused. Nothing is
+                changed then.
         """
-        held = {controller for leaf in self.leaves for controller in leaf.controllers}
+        user = blockdev.resolve(user or Caps(), proc, self.files)
         caps = blockdev.resolve(caps, proc, self.files)
-        for cap in caps.asked():
-            if CONTROLLER_OF[cap] not in held:
-                raise CgroupError(
-                    f"the cap {cap} of a running kernel cannot be changed",
-                    cause=f"its cgroup was made without the controller {CONTROLLER_OF[cap]}",
-                    remedy=f"start it with a cap {cap}",
-                )
-        for leaf in self.leaves:
-            limits.apply(leaf, caps, MissingCap.ERROR, self.files)
+        above = [leaf for v in self.leaves if (leaf := total.leaf_above(v)) is not None]
+        if user.asked() and not above:
+            raise CgroupError(
+                f"the cap user.{next(iter(user.asked()))} of a running kernel cannot be changed",
+                cause="it was started without a total of its user",
+                remedy="start it with a table user",
+            )
+        _check_held(above, user, "user.")
+        _check_held(self.leaves, caps, "")
+        limits.change([*((v, user) for v in above), *((v, caps) for v in self.leaves)], self.files)
 
     def pause(self, timeout: float = 5.0) -> None:
         """Stop every process in the leaves, until :meth:`resume` or :meth:`kill`.
@@ -223,6 +236,7 @@ def create(
     hint: str | None,
     on_missing: MissingCap,
     user: UserTotal | None = None,
+    scope: Scope | None = None,
     proc: Path = Path("/proc"),
     files: Files = FILES,
 ) -> KernelCgroup:
@@ -231,7 +245,8 @@ def create(
     Called by the supervisor, as an ordinary user, before its user namespace is made. ``name`` is
     ``kernel-<id>``; the pid and start time of the caller are added, so that :func:`sweep` knows
     later whether it lives. ``hint`` is the value of ``SANDBOX_KERNEL_CGROUP``. With a total in
-    ``user`` the leaves are below a directory that holds it, see :mod:`.total`.
+    ``user`` the leaves are below a directory that holds it, see :mod:`.total`. ``scope`` is entered
+    if a cap or a total needs it (on v2); the calling process stays in it then.
 
     Guarantees: every cap that was asked for was written and read back. Controllers that only
     account or help to kill are used where they are delegated.
@@ -248,7 +263,7 @@ def create(
     caps = blockdev.resolve(_without_devices(caps, search), proc, files)
     user = user or UserTotal()
     user = UserTotal(blockdev.resolve(user.caps, proc, files), user.kernels)
-    required, warnings = _find(caps, user, search, on_missing)
+    search, required, warnings = _find(caps, user, search, on_missing, scope)
     optional = _optional(required, search)
     made: list[Leaf] = []
     with contextlib.ExitStack() as locks:
@@ -276,6 +291,17 @@ def create(
     return KernelCgroup(leaf_name, tuple(made), tuple(warnings), files)
 
 
+def _check_held(leaves: Sequence[Leaf], caps: Caps, prefix: str) -> None:
+    held = {controller for leaf in leaves for controller in leaf.controllers}
+    for cap in caps.asked():
+        if CONTROLLER_OF[cap] not in held:
+            raise CgroupError(
+                f"the cap {prefix}{cap} of a running kernel cannot be changed",
+                cause=f"its cgroup was made without the controller {CONTROLLER_OF[cap]}",
+                remedy=f"start it with a cap {prefix}{cap}",
+            )
+
+
 # -- steps of create() --------------------------------------------------------------------------
 
 
@@ -288,32 +314,70 @@ def _without_devices(caps: Caps, search: Search) -> Caps:
 
 
 def _find(
-    caps: Caps, user: UserTotal, search: Search, on_missing: MissingCap
-) -> tuple[list[Place], list[str]]:
-    """Where each controller is that a cap needs, the user's or the kernel's own; the warnings."""
+    caps: Caps, user: UserTotal, search: Search, on_missing: MissingCap, scope: Scope | None
+) -> tuple[Search, list[Place], list[str]]:
+    """Where each controller is that a cap needs, the user's or the kernel's own; the warnings.
+
+    The search is another one if this process has moved to the scope.
+    """
     asked = {cap: CONTROLLER_OF[cap] for cap in caps.asked()}
     asked |= {f"user.{cap}": CONTROLLER_OF[cap] for cap in user.caps.asked()}
-    found = {controller: search.find(controller) for controller in asked.values()}
+    search, found = _look(asked.values(), search, scope)
     if user.kernels is not None and not any(isinstance(p, Place) for p in found.values()):
-        found |= {c: search.find(c) for c in OPTIONAL_CONTROLLERS}
+        search, more = _look(OPTIONAL_CONTROLLERS, search, scope, one_is_enough=True)
+        found |= more
         places = [p for p in found.values() if isinstance(p, Place)]
         found = {p.controller: p for p in places[:1]} or found
         asked["user.kernels"] = next(iter(found))
     missing = {cap: m.error() for cap, c in asked.items() if isinstance(m := found[c], Missing)}
     warnings = limits.judge(missing, on_missing)
-    return [place for place in found.values() if isinstance(place, Place)], warnings
+    return search, [place for place in found.values() if isinstance(place, Place)], warnings
+
+
+def _look(
+    controllers: Iterable[str], search: Search, scope: Scope | None, *, one_is_enough: bool = False
+) -> tuple[Search, dict[str, Place | Missing]]:
+    """Where the controllers are; the scope is left out if those before it have what is needed."""
+    found = search.find_all(controllers)
+    lacking = [place for place in found.values() if search.scope_helps(place)]
+    there = [p for p in found.values() if isinstance(p, Place) and p not in lacking]
+    if scope is None or not lacking or (one_is_enough and there):
+        return search, found
+    search = _enter(search, scope)
+    return search, search.find_all(found)
+
+
+def _enter(search: Search, scope: Scope) -> Search:
+    """Move this process to the scope; the search from there, or the one that knows why not."""
+    left = search.own
+    try:
+        scope.enter()
+        entered = replace(search, left=left)
+        if entered.own is not None and entered.own.name == SCOPE_UNIT:
+            v2.move(os.getpid(), entered.own / SCOPE_LEAF, search.files)
+            entered = replace(search, left=left)
+    except CgroupError as error:
+        cause = error.cause or error.fact
+        return replace(search, no_scope=Tried(None, Source.SCOPE, cause, error.remedy))
+    if entered.in_scope:
+        return entered
+    cause = f"systemd said that this process is in it, and it is in {entered.own}"
+    return replace(search, no_scope=Tried(None, Source.SCOPE, cause))
 
 
 def _optional(required: Sequence[Place], search: Search) -> list[Place]:
-    """Only where the directory was named for this: elsewhere a kernel without caps stays in the
-    cgroup that its server is in, and below whatever caps that has."""
+    """Only where the directory is there for this: elsewhere a kernel without caps stays in the
+    cgroup that its server is in, and below whatever caps that has. On v2 it can be in no other
+    directory than that of its caps."""
     there = {place.controller for place in required}
+    chosen = {place.directory for place in required if place.version is Version.V2}
+    found = [search.find(c) for c in OPTIONAL_CONTROLLERS if c not in there]
     return [
         place
-        for controller in OPTIONAL_CONTROLLERS
-        if controller not in there
-        and isinstance(place := search.find(controller), Place)
-        and place.source is Source.HINT
+        for place in found
+        if isinstance(place, Place)
+        and place.source in (Source.HINT, Source.SCOPE)
+        and (place.version is Version.V1 or not chosen or place.directory in chosen)
     ]
 
 

@@ -55,6 +55,9 @@ CPU_PERIOD: Final = 100_000
 RT_PERIOD: Final = 1_000_000
 #: The variable through which a caller gets the ``hint``; named here for the messages only.
 HINT_VARIABLE: Final = "SANDBOX_KERNEL_CGROUP"
+#: The unit that all kernels of a user share where his systemd delegates, and who is where in it.
+SCOPE_UNIT: Final = "sandbox-kernel.scope"
+SCOPE_LEAF: Final = "supervisors"
 
 
 class Version(enum.Enum):
@@ -105,6 +108,9 @@ class Setting:
     accepts: Callable[[str], bool]
     shown_in: str | None = None
     """The file that shows what is in force, if it is another one."""
+    neutral: str | None = None
+    """Where a file has a line for each device: what is written behind the first word of ``value``
+    to have none again. ``None``: the file has one value."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,10 @@ class Files:
             os.close(fd)
 
     def mkdir(self, path: Path) -> None:
+        """Readable for all whatever the umask: root's supervisor is not root when it looks why a
+        kernel died."""
         os.mkdir(path, 0o755)
+        path.chmod(0o755)
 
     def rmdir(self, path: Path) -> None:
         os.rmdir(path)

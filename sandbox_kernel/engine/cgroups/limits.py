@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +26,61 @@ def apply(leaf: Leaf, caps: Caps, on_missing: MissingCap, files: Files) -> list[
     lacking = backend.lacks(leaf, caps, files)
     warnings = judge(lacking, on_missing)
     for setting in backend.settings(leaf, caps.without(lacking), files):
-        try:
-            files.write(leaf.path / setting.file, setting.value)
-            shown = files.read(leaf.path / (setting.shown_in or setting.file))
-        except OSError as error:
-            raise backend.refusal(leaf, setting, error, files) from error
-        _check(leaf.path, setting, shown)
+        _put(leaf, setting, files)
     return warnings
+
+
+def change(wanted: Sequence[tuple[Leaf, Caps]], files: Files) -> None:
+    """Put other limits in force in leaves that are in use: all of them, or none.
+
+    Raises:
+        CgroupError: a limit cannot be held (nothing was written), or was refused; what was written
+            before it has been written back, as far as Linux takes that.
+    """
+    for leaf, caps in wanted:
+        judge(BACKENDS[leaf.version].lacks(leaf, caps, files), MissingCap.ERROR)
+    undo: list[tuple[Path, str]] = []
+    try:
+        for leaf, caps in wanted:
+            for setting in BACKENDS[leaf.version].settings(leaf, caps, files):
+                path = leaf.path / setting.file
+                before = _line_before(setting, _quietly_read(path, files))
+                if before is not None:
+                    undo.append((path, before))
+                _put(leaf, setting, files)
+    except CgroupError:
+        for path, value in reversed(undo):
+            with contextlib.suppress(OSError):
+                files.write(path, value)
+        raise
+
+
+def _put(leaf: Leaf, setting: Setting, files: Files) -> None:
+    backend = BACKENDS[leaf.version]
+    try:
+        files.write(leaf.path / setting.file, setting.value)
+        shown = files.read(leaf.path / (setting.shown_in or setting.file))
+    except OSError as error:
+        raise backend.refusal(leaf, setting, error, files) from error
+    _check(leaf.path, setting, shown)
+
+
+def _quietly_read(path: Path, files: Files) -> str | None:
+    try:
+        return files.read(path)
+    except OSError:  # a file that is only written: devices.allow
+        return None
+
+
+def _line_before(setting: Setting, text: str | None) -> str | None:
+    """What to write to have back what a file said; ``None`` if that is not known."""
+    lines = (text or "").splitlines()
+    if setting.neutral is not None:
+        device = setting.value.split()[0]
+        there = [line for line in lines if line.split()[:1] == [device]]
+        return there[0] if there else f"{device} {setting.neutral}"
+    # an empty value (a cpuset of v2) is a line too: nothing is written by an empty write
+    return f"{lines[0] if lines else ''}\n" if text is not None and len(lines) < 2 else None
 
 
 def judge(errors: Mapping[str, CgroupError], on_missing: MissingCap) -> list[str]:

@@ -10,7 +10,7 @@ from ...errors import CgroupError, describe_errno
 from . import owner, total
 from .detect import Hierarchy, Search
 from .group import KernelCgroup
-from .interface import FILES, Files, Leaf, Version
+from .interface import FILES, V1_NAMES, Files, Leaf, Version
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def _children(directory: Path, search: Search) -> list[Path]:
 
 
 def _leaf(hierarchy: Hierarchy, path: Path, files: Files) -> Leaf:
-    controllers = hierarchy.controllers
+    """As :func:`create` made it: controllers have the names of v2 everywhere but in a mount."""
+    v2_names = {v1_name: name for name, v1_name in V1_NAMES.items()}
+    controllers = frozenset(v2_names.get(name, name) for name in hierarchy.controllers)
     if hierarchy.version is Version.V2:
         controllers = frozenset((files.read(path / "cgroup.controllers") or "").split())
     return Leaf(hierarchy.version, path, tuple(sorted(controllers)))

@@ -69,6 +69,12 @@ def enter(
     return Entered(deeper, tuple(dict.fromkeys(warnings)))
 
 
+def leaf_above(leaf: Leaf) -> Leaf | None:
+    """The user's directory that a kernel's leaf is in, if its user has a total."""
+    above = leaf.path.parent
+    return replace(leaf, path=above) if _NAME.fullmatch(above.name) else None
+
+
 def leave(directories: Iterable[Path], files: Files) -> None:
     """Remove those that are a user's and that no kernel is in any more. Never raises."""
     for path in dict.fromkeys(directories):

@@ -10,6 +10,9 @@ process can be in different groups, and one that has access to the file can leav
 group alone; inside the sandbox no cgroup file system is mounted. v2 has ``cgroup.threads`` for
 that, in threaded groups only. A v1 group takes processes and has children at once, where on v2
 processes are in leaves; moving needs write access to the target only, on v2 to the common ancestor.
+For a kernel that runs: the freezer stops the threads in ``tasks`` one by one, a fork in between
+leaves it in FREEZING, and a frozen process takes SIGKILL when it is thawed; a limit of memory below
+what is in use is refused (EBUSY) if reclaim does not get there, where v2 takes it and kills.
 """
 
 from __future__ import annotations
@@ -239,10 +242,12 @@ def _io(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
             value = getattr(limit, name)
             if value is not None:
                 line = f"{limit.device} {value}"
-                yield Setting(f"blkio.throttle.{name}_device", line, has_line(*line.split()))
+                accepts = has_line(*line.split())
+                yield Setting(f"blkio.throttle.{name}_device", line, accepts, neutral="0")
         if limit.weight is not None:
             line = f"{limit.device} {limit.weight}"
-            yield Setting("blkio.bfq.weight_device", line, has_line(*line.split()))
+            accepts = has_line(*line.split())
+            yield Setting("blkio.bfq.weight_device", line, accepts, neutral="0")
 
 
 def _hugetlb(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
@@ -262,7 +267,8 @@ def _net_cls(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
 def _net_prio(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
     for interface, priority in caps.net_prio:
         line = f"{interface} {priority}"
-        yield Setting("net_prio.ifpriomap", line, has_line(interface, str(priority)))
+        accepts = has_line(interface, str(priority))
+        yield Setting("net_prio.ifpriomap", line, accepts, neutral="0")
 
 
 def _devices(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:

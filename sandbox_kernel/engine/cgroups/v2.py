@@ -21,6 +21,7 @@ from . import blockdev
 from .convert import io_weight_of_blkio
 from .interface import (
     CPU_PERIOD,
+    SCOPE_LEAF,
     Backend,
     CgroupEvents,
     CgroupUsage,
@@ -197,13 +198,16 @@ def _io(leaf: Leaf, caps: Caps, files: Files) -> Iterator[Setting]:
                 "wiops": "write_iops"}  # fmt: skip
         words = [f"{k}={v}" for k, name in keys.items() if (v := getattr(limit, name)) is not None]
         if words:
-            yield Setting("io.max", " ".join([device, *words]), has_line(device, *words))
+            free = " ".join(f"{key}=max" for key in keys)
+            line = " ".join([device, *words])
+            yield Setting("io.max", line, has_line(device, *words), neutral=free)
         file = _weight_file(leaf, device, files) if limit.weight is not None else None
         if file is not None and limit.weight is not None:
             weight = limit.weight
             if file == "io.weight":
                 weight = io_weight_of_blkio(weight)
-            yield Setting(file, f"{device} {weight}", has_line(device, str(weight)))
+            accepts = has_line(device, str(weight))
+            yield Setting(file, f"{device} {weight}", accepts, neutral="default")
 
 
 def _hugetlb(path: Path, caps: Caps) -> Iterator[Setting]:
@@ -275,9 +279,11 @@ def _pressure(path: Path, files: Files) -> tuple[Pressure, ...] | None:
 def can_empty(source: Source, directory: Path, files: Files) -> bool:
     """Whether the processes in a delegated directory may be moved to a leaf of it.
 
-    Only in the own cgroup, and only where systemd promised to leave it alone: anywhere else the
-    processes are somebody else's to place.
+    Only in our scope, where they are supervisors that have just come, and in the own cgroup, if
+    systemd promised to leave it alone: anywhere else they are somebody else's to place.
     """
+    if source is Source.SCOPE:
+        return True
     return source is Source.OWN and files.delegated_by_systemd(directory)
 
 
@@ -291,7 +297,7 @@ def _enable(place: Place, control: Path, controller: str, files: Files) -> None:
         movable = can_empty(place.source, place.directory, files)
         if failure.errno != errno.EBUSY or not movable:
             break
-        _empty(place.directory, files)
+        _empty(place, files)
     cause = describe_errno(failure.errno or 0)
     if failure.errno == errno.EBUSY:
         count = len(files.pids(place.directory))
@@ -303,19 +309,29 @@ def _enable(place: Place, control: Path, controller: str, files: Files) -> None:
     )
 
 
-def _empty(directory: Path, files: Files) -> None:
-    """Move every process of ``directory`` to :data:`HOST_LEAF` below it."""
-    leaf = directory / HOST_LEAF
-    with contextlib.suppress(FileExistsError):
-        files.mkdir(leaf)
-    for pid in files.pids(directory):
-        try:
-            files.write(leaf / "cgroup.procs", str(pid))
-        except ProcessLookupError:
-            pass
-        except OSError as error:
-            raise CgroupError(
-                f"process {pid} could not be moved to {leaf}",
-                cause=describe_errno(error.errno or 0),
-                path=str(leaf / "cgroup.procs"),
-            ) from error
+def _empty(place: Place, files: Files) -> None:
+    """Move every process of a delegated directory to the leaf of it that is for them."""
+    leaf = SCOPE_LEAF if place.source is Source.SCOPE else HOST_LEAF
+    for pid in files.pids(place.directory):
+        move(pid, place.directory / leaf, files)
+
+
+def move(pid: int, leaf: Path, files: Files) -> None:
+    """Put a process, unless it is gone, into a directory, which is made if need be.
+
+    Raises:
+        CgroupError: it could not be made, or did not take the process.
+    """
+    path = leaf
+    try:
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(leaf)
+        path = leaf / "cgroup.procs"
+        with contextlib.suppress(ProcessLookupError):
+            files.write(path, str(pid))
+    except OSError as error:
+        raise CgroupError(
+            f"process {pid} could not be moved to {leaf}",
+            cause=describe_errno(error.errno or 0),
+            path=str(path),
+        ) from error

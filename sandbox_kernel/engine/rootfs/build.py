@@ -37,6 +37,7 @@ from ...syscalls import (
     umount2,
 )
 from .operations import (
+    NULL,
     Absent,
     Bind,
     Device,
@@ -74,18 +75,14 @@ class Source:
 
 @dataclass
 class Sources:
-    """The detached mounts of a plan by operation index, and the verified /dev/null."""
+    """The detached mounts of a plan by operation index."""
 
     by_index: dict[int, Source] = field(default_factory=dict)
-    null: int = -1
 
     def close(self) -> None:
         for source in self.by_index.values():
             os.close(source.fd)
-        if self.null >= 0:
-            os.close(self.null)
         self.by_index.clear()
-        self.null = -1
 
 
 def open_sources(plan: tuple[Operation, ...]) -> Sources:
@@ -106,7 +103,6 @@ def open_sources(plan: tuple[Operation, ...]) -> Sources:
                     sources.by_index[index] = source
             elif isinstance(operation, Device):
                 sources.by_index[index] = _clone_device(operation)
-        sources.null = _clone_device(Device("/dev/null", 1, 3)).fd
         stack.pop_all()
     return sources
 
@@ -144,19 +140,23 @@ def _clone(path: str, absent: Absent, *, follow: bool) -> Source | None:
 
 
 def _clone_device(device: Device) -> Source:
-    """CVE-2025-31133: what is bound as /dev/null must *be* 1:3, whatever the name says."""
     fd = os.open(device.target, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        found = os.fstat(fd)
-        numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
-        if not stat.S_ISCHR(found.st_mode) or numbers != (device.major, device.minor):
-            raise MountError(
-                f"{device.target} is not the character device {device.major}:{device.minor}",
-                cause=f"it is mode {found.st_mode:o}, device {numbers[0]}:{numbers[1]}",
-            )
+        _check_device(fd, device)
         return Source(_detach(fd, device.target), False)
     finally:
         os.close(fd)
+
+
+def _check_device(fd: int, device: Device) -> None:
+    """CVE-2025-31133: what is bound as /dev/null must *be* 1:3, whatever the name says."""
+    found = os.fstat(fd)
+    numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
+    if not stat.S_ISCHR(found.st_mode) or numbers != (device.major, device.minor):
+        raise MountError(
+            f"{device.target} is not the character device {device.major}:{device.minor}",
+            cause=f"it is mode {found.st_mode:o}, device {numbers[0]}:{numbers[1]}",
+        )
 
 
 def _detach(fd: int, path: str) -> int:
@@ -381,11 +381,21 @@ class _Builder:
             flags = _SAFE | MountFlag.NOEXEC | MountFlag.RDONLY
             self._mount_at(point, "tmpfs", flags, "size=4k,nr_inodes=2,mode=0555")
             return
-        null = open_tree(self.sources.null, "", int(OpenTreeFlag.CLONE) | AT_EMPTY_PATH)
+        null = self._null()
         try:
             self._attach(null, point, MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NOEXEC)
         finally:
             os.close(null)
+
+    def _null(self) -> int:
+        """A new mount of the sandbox's own /dev/null: before Linux 6.15 only a mount that is
+        attached can be cloned, so not one of the sources."""
+        own = self._open(NULL.target)
+        try:
+            _check_device(own, NULL)
+            return open_tree(own, "", int(OpenTreeFlag.CLONE) | AT_EMPTY_PATH)
+        finally:
+            os.close(own)
 
     def _mask_symlink(self, target: str) -> None:
         """A hidden path with a symlink on it: refused, unless it leads nowhere inside."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
 
 class Absent(enum.Enum):
@@ -142,6 +143,10 @@ class Device:
 
     def describe(self) -> str:
         return f"device   {self.target} ({self.major}:{self.minor})"
+
+
+#: Is there before the first :class:`Mask` of a plan.
+NULL: Final = Device("/dev/null", 1, 3)
 
 
 @dataclass(frozen=True)
