@@ -7,7 +7,9 @@ them without symlinks. What is exchanged for a link afterwards is refused when i
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from .engine import rootfs
@@ -16,9 +18,6 @@ from .engine.rootfs import HostFacts
 from .errors import MountError, SetupError, describe_errno
 from .protocol import LaunchRequest
 from .spec import MountMode, SandboxSpec, WorkspaceMode, check_workspace
-
-#: As Linux has it: more are a loop.
-_MOST_LINKS: Final = 40
 
 
 def working_directory(request: LaunchRequest) -> str:
@@ -68,58 +67,57 @@ def resolve(spec: SandboxSpec, cwd: str, facts: HostFacts) -> SandboxSpec:
     """
     secrets = [f"{home}/{name}" for home in facts.homes for name in rootfs.SECRETS]
     hidden = [*spec.hide, *(path for path in secrets if real_path(path) != path)]
-    _check_links(spec, cwd)
+    writable = [real_path(m.source) for m in spec.mounts if m.mode is MountMode.RW]
+    if spec.workspace is WorkspaceMode.RW:
+        writable.append(cwd)
+    if spec.workspace_path is not None:
+        _follow(spec.workspace_path, writable)
+    mounts = [dataclasses.replace(m, source=_follow(m.source, writable)) for m in spec.mounts]
     return dataclasses.replace(
         spec,
         workspace_path=cwd if spec.workspace_path is not None else None,
-        mounts=tuple(dataclasses.replace(m, source=real_path(m.source)) for m in spec.mounts),
+        mounts=tuple(mounts),
         hide=tuple(dict.fromkeys(p for path in hidden for p in (path, real_path(path)))),
     )
 
 
-def _check_links(spec: SandboxSpec, cwd: str) -> None:
-    """What an earlier kernel left in its workspace must not lead the next one's mounts elsewhere.
+#: As many symbolic links as Linux follows on one path.
+_MOST_LINKS: Final = 40
 
-    Links outside of what is writable inside are the user's own, and are followed.
+
+def _follow(path: str, writable: Sequence[str]) -> str:
+    """``path`` without symlinks, unless one lies in a folder that kernels can write: with it a
+    kernel could have the next one mount whatever of the user's it likes (CVE-2021-30465).
+
+    Each link is read once, and what was found is opened without following any.
+
+    Raises:
+        MountError: there is such a link, or there are too many.
     """
-    named = [m.source for m in spec.mounts]
-    if spec.workspace_path is not None:
-        named.append(spec.workspace_path)
-    writable = [real_path(m.source) for m in spec.mounts if m.mode is MountMode.RW]
-    if spec.workspace is WorkspaceMode.RW:
-        writable.append(cwd)
-    for path in named:
-        for link in links_on(path):
-            for folder in writable:
-                if rootfs.is_within(os.path.dirname(link), folder):
-                    raise MountError(
-                        f"{real_path(path)} cannot be shown inside",
-                        cause=f"the way to it, {path}, leads through the symbolic link {link}, and "
-                        f"{folder} is writable inside: a kernel may have made that link",
-                        remedy="name the folder itself that is meant",
-                    )
-
-
-def links_on(path: str) -> list[str]:
-    """Every symbolic link that is followed on the way along ``path``, by its real place."""
-    found: list[str] = []
-    here, names = "/", path.split("/")
-    while names and len(found) < _MOST_LINKS:
-        name = names.pop(0)
-        if name in ("", "."):
+    done, rest, links = "/", path.split("/")[::-1], 0
+    while rest:
+        name = rest.pop()
+        if name in ("", ".", ".."):
+            done = os.path.dirname(done) if name == ".." else done
             continue
-        if name == "..":
-            here = os.path.dirname(here)
-            continue
-        here = os.path.join(here, name)
+        place = os.path.join(done, name)
         try:
-            to = os.readlink(here)
-        except OSError:
-            continue  # not a link, or not there: then it is no way to anything
-        found.append(here)
-        here = "/" if to.startswith("/") else os.path.dirname(here)
-        names = to.split("/") + names
-    return found
+            link = os.readlink(place)
+        except OSError:  # no link, or not there: opening it will say so
+            done = place
+            continue
+        if any(rootfs.is_within(place, folder) for folder in writable):
+            raise MountError(
+                f"{path} cannot be mounted",
+                cause=f"{place} is a symbolic link, in a folder that a kernel can write",
+                remedy="name the folder that it leads to",
+            )
+        links += 1
+        if links > _MOST_LINKS:
+            raise MountError(f"{path} cannot be mounted", cause=describe_errno(errno.ELOOP))
+        done = "/" if link.startswith("/") else done
+        rest += link.split("/")[::-1]
+    return done
 
 
 def with_links(facts: HostFacts) -> HostFacts:

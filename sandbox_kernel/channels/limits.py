@@ -39,9 +39,9 @@ class MessageLimits:
     junk_a_second: int = 1000
     """Dropped messages from the kernel after which that link is not read until the next second."""
 
-    crowded_bytes: int = 256 * _MIB
+    crowded_bytes: int = 128 * _MIB
     """Memory for messages beyond which no more of it is filled with what a client does not read."""
-    full_bytes: int = 512 * _MIB
+    full_bytes: int = 256 * _MIB
     """Memory for messages at which the kernel is sending what no kernel sends."""
     large_bytes: int = 64 * _KIB
     """A reply that is dropped, and made good by an error, while memory is crowded."""

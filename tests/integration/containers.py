@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ from sandbox_kernel.engine import container, idmap, process, rootfs, seccomp, st
 from sandbox_kernel.engine.init import InitPlan, Workload
 from sandbox_kernel.engine.network import Link
 from sandbox_kernel.errors import SandboxError
-from sandbox_kernel.hostpaths import real_path
+from sandbox_kernel.hostpaths import real_path, resolve
 from sandbox_kernel.spec import SandboxSpec, parse_spec
 
 READS = 20
@@ -131,8 +130,8 @@ def _start(
 def _run(
     spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any]
 ) -> Start:
-    mounts = tuple(dataclasses.replace(m, source=real_path(m.source)) for m in spec.mounts)
-    spec, cwd = dataclasses.replace(spec, mounts=mounts), real_path(request["cwd"])
+    cwd = real_path(request["cwd"])
+    spec = resolve(spec, cwd, facts)
     ids = idmap.plan(spec.identity, 0, uid=os.getuid(), gid=os.getgid(), user=facts.user)
     plan = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     container.enter_boundary(ids)
