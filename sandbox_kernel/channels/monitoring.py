@@ -11,6 +11,7 @@ The proxy can cut a link as well: only that makes libzmq forget a message that h
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -75,8 +76,11 @@ class LinkMonitor:
     def cut(self) -> None:
         """End the link now, with what libzmq has gathered of an unfinished message."""
         if self._link is not None:
-            with contextlib.suppress(OSError):
+            try:
                 self._link.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:  # it is cut already
+                    raise
 
     def _was_cut(self) -> None:
         self._forget()

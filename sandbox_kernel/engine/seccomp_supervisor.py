@@ -87,11 +87,12 @@ _ALLOWED: Final = (
     _allow("read a limit", "getrlimit"),
     _allow("random numbers", "getrandom"),
     _allow(
-        "sockets that exist. Not shutdown: it lets a socket that listens in the host's net "
-        "namespace connect there",
+        "sockets that exist. One that listens in the host's net namespace could be made to connect "
+        "there: Landlock refuses that, from ABI 4 on",
         """connect accept accept4 getsockname getpeername setsockopt getsockopt sendto recvfrom
         sendmsg recvmsg""",
     ),
+    _allow("cut a link to a kernel that sends without an end", "shutdown", Condition(1, (2,))),
     _allow("to the kernel; a unix socket could reach other servers of the user", "socket",
            Condition(0, (_AF_INET,)), Condition(1, (_SOCK_STREAM,), _SOCK_TYPE),
            Condition(2, _TCP)),
