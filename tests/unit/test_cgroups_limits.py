@@ -403,6 +403,21 @@ def test_a_path_on_btrfs_is_what_is_mounted_there(tmp_path: Path, files: Fake) -
         assert caught.value.cause == f"it lies on {source}"
 
 
+def test_a_mount_point_is_read_as_mountinfo_spells_it(tmp_path: Path, files: Fake) -> None:
+    """Or it would be the disk of the folder above that is limited."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text(
+        "1 0 0:40 / /srv rw - btrfs /dev/sda rw\n"
+        "2 1 0:41 / /srv/a\\040\\043b\\134c rw - btrfs /dev/sdb rw\n"
+    )
+    for number, name in ((0, "sda"), (16, "sdb")):
+        files.disk(f"8:{number}", name)
+        files.nodes[f"/dev/{name}"] = (8, number, True)
+    path = "/srv/a #b\\c/data"
+    files.nodes[path] = (0, 41, False)
+    assert resolved([{"path": path, "weight": 10}], files, tmp_path) == ["8:16"]
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

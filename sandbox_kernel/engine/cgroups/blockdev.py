@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import CgroupError, describe_errno
 from ...spec import Caps, IoLimit
-from .interface import Files
+from .interface import Files, unescape
 
 _WHOLE = "name a path on a disk, or the device itself"
 
@@ -75,7 +75,7 @@ def _source(path: Path, proc: Path, files: Files) -> Path | None:
     best, source = "", None
     for line in (files.read(proc / "self/mountinfo") or "").splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split(" ")[4].replace("\\040", " ")
+        point = unescape(before.split(" ")[4])
         if len(point) >= len(best) and (path == Path(point) or Path(point) in path.parents):
             best, source = point, after.split(" ")[1]
     return Path(source) if source is not None else None

@@ -33,6 +33,7 @@ from .interface import (
     Place,
     Source,
     Version,
+    unescape,
 )
 
 
@@ -99,7 +100,7 @@ def hierarchies(proc: Path) -> tuple[Hierarchy, ...]:
         before, _, after = line.partition(" - ")
         root, point, options = before.split(" ")[3:6]
         kind, _, super_options = after.split(" ")[:3]
-        point = _unescape(point)
+        point = unescape(point)
         found.pop(point, None)  # hidden by this mount, whatever it is
         if kind not in ("cgroup", "cgroup2"):
             continue
@@ -110,7 +111,7 @@ def hierarchies(proc: Path) -> tuple[Hierarchy, ...]:
         if version is Version.V1 and not bound:
             continue  # name=systemd and the like hold no controller
         read_only = "ro" in options.split(",") or "ro" in words
-        inside = _inside(Path(point), _unescape(root), path)
+        inside = _inside(Path(point), unescape(root), path)
         found[point] = Hierarchy(version, bound, Path(point), read_only, inside)
     # A bind of a part comes after the mount of the whole, and shadows nothing.
     return tuple(sorted(found.values(), key=lambda h: h.own is None))
@@ -135,10 +136,6 @@ def _inside(mount: Path, root: str, path: str | None) -> Path | None:
         return mount / PurePosixPath(path).relative_to(root)
     except ValueError:
         return None
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def _text(path: Path) -> str:

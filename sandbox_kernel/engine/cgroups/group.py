@@ -27,6 +27,8 @@ from .interface import (
     Place,
     Source,
     Version,
+    by_directory,
+    could_not_be_made,
 )
 from .limits import BACKENDS
 
@@ -274,11 +276,11 @@ def create(
                 warnings += entered.warnings
                 required = list(entered.places[: len(required)])
                 optional = list(entered.places[len(required) :])
-            for places in _by_directory(required).values():
+            for places in by_directory(required).values():
                 leaf = _make(leaf_name, places, _beside(places, optional), files, made)
                 warnings += limits.apply(leaf, caps, on_missing, files)
                 warnings += _judge_swap(leaf, caps, on_missing, proc, files)
-            for places in _by_directory(optional).values():
+            for places in by_directory(optional).values():
                 if all(leaf.path.parent != places[0].directory for leaf in made):
                     _make_optional(leaf_name, places, files, made)
         except BaseException as error:
@@ -384,14 +386,6 @@ def _optional(required: Sequence[Place], search: Search) -> list[Place]:
     ]
 
 
-def _by_directory(places: Sequence[Place]) -> dict[Path, list[Place]]:
-    """Controllers that are mounted together, or on v2, share one directory."""
-    grouped: dict[Path, list[Place]] = {}
-    for place in places:
-        grouped.setdefault(place.directory, []).append(place)
-    return grouped
-
-
 def _beside(places: Sequence[Place], optional: Sequence[Place]) -> list[Place]:
     return [place for place in optional if place.directory == places[0].directory]
 
@@ -408,17 +402,13 @@ def _make(
         try:
             backend.prepare(place, (place.controller,), files)
         except CgroupError:
-            continue  # it only accounts
+            continue  # it only accounts, or extends a limit on io to the page cache
         controllers.append(place.controller)
     leaf = Leaf(first.version, first.directory / name, tuple(controllers))
     try:
         files.mkdir(leaf.path)
     except OSError as error:
-        raise CgroupError(
-            f"cgroup {leaf.path} could not be made",
-            cause=describe_errno(error.errno or 0),
-            path=str(leaf.path),
-        ) from error
+        raise could_not_be_made(leaf.path, error) from error
     made.append(leaf)
     return leaf
 

@@ -13,8 +13,9 @@ import enum
 import errno
 import fcntl
 import os
+import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Protocol
@@ -328,6 +329,25 @@ class Backend(Protocol):
 
 
 # -- small pieces that both back ends use -------------------------------------------------------
+
+
+def unescape(text: str) -> str:
+    """A path as mountinfo spells it: blanks and backslashes are octal there."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def by_directory(places: Iterable[Place]) -> dict[Path, list[Place]]:
+    """Controllers that are mounted together, or on v2, share one directory."""
+    grouped: dict[Path, list[Place]] = {}
+    for place in places:
+        grouped.setdefault(place.directory, []).append(place)
+    return grouped
+
+
+def could_not_be_made(path: Path, error: OSError) -> CgroupError:
+    """The refusal of a ``mkdir``."""
+    cause = describe_errno(error.errno or 0)
+    return CgroupError(f"cgroup {path} could not be made", cause=cause, path=str(path))
 
 
 def same(value: str) -> Callable[[str], bool]:

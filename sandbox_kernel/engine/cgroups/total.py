@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...errors import CgroupError, describe_errno
+from ...errors import CgroupError
 from ...spec import MissingCap, UserTotal
 from . import limits, owner
-from .interface import Files, Leaf, Place
+from .interface import Files, Leaf, Place, by_directory, could_not_be_made
 
 _NAME = re.compile(r"user-[0-9]+")
 
@@ -50,19 +50,21 @@ def enter(
     Raises:
         CgroupError: as many kernels as may be are there, or a limit was refused.
     """
-    by_directory: dict[Path, list[Place]] = {}
-    for place in places:
-        by_directory.setdefault(place.directory, []).append(place)
+    grouped = by_directory(places)
     warnings: list[str] = []
-    for delegated in sorted(by_directory):
+    for delegated in sorted(grouped):
         locks.enter_context(files.locked(delegated))
-    directories = [directory_of(delegated, uid) for delegated in by_directory]
+    directories = [directory_of(delegated, uid) for delegated in grouped]
     _check_count(directories, total.kernels, files)
-    for delegated, here in by_directory.items():
+    for delegated, here in grouped.items():
         controllers = tuple(place.controller for place in here)
         limits.BACKENDS[here[0].version].prepare(here[0], controllers, files)
         path = directory_of(delegated, uid)
-        _mkdir(path, files)
+        try:
+            with contextlib.suppress(FileExistsError):
+                files.mkdir(path)
+        except OSError as error:
+            raise could_not_be_made(path, error) from error
         leaf = Leaf(here[0].version, path, controllers)
         warnings += limits.apply(leaf, total.caps, on_missing, files)
     deeper = tuple(replace(p, directory=directory_of(p.directory, uid)) for p in places)
@@ -93,16 +95,3 @@ def _check_count(directories: Sequence[Path], allowed: int | None, files: Files)
             remedy="shut one down",
             path=str(directories[0]),
         )
-
-
-def _mkdir(path: Path, files: Files) -> None:
-    try:
-        files.mkdir(path)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise CgroupError(
-            f"cgroup {path} could not be made",
-            cause=describe_errno(error.errno or 0),
-            path=str(path),
-        ) from error
