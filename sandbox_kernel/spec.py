@@ -83,7 +83,6 @@ __all__ = [
     "Transport",
     "UserTotal",
     "WorkspaceMode",
-    "caps_from_dict",
     "change_to_dict",
     "check_workspace",
     "is_system",
@@ -223,11 +222,6 @@ def spec_from_dict(data: Mapping[str, Any]) -> SandboxSpec:
     flat |= {("inodes" if k == "inodes" else f"{k}_size"): v for k, v in data["tmpfs"].items()}
     total = _known(data["user"]["caps"] | {"kernels": data["user"]["kernels"]})
     return parse_spec(_known(flat | {"user": total}))
-
-
-def caps_from_dict(data: Mapping[str, Any]) -> Caps:
-    """The caps alone, as they are in what :meth:`SandboxSpec.to_dict` returns."""
-    return parse_caps(_known(data))
 
 
 def change_to_dict(change: Change) -> dict[str, Any]:
