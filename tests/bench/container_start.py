@@ -1,8 +1,7 @@
 """The bare container, without Jupyter: /bin/true, from asking until its exit status is there.
 
-A launcher that runs already is asked for a container with every wall, a veth link and caps;
-bubblewrap and runc are run. Neither of them makes a link or a cgroup here, and bubblewrap loads no
-filter.
+What bubblewrap and runc take for it. Neither makes a link or a cgroup here, and bubblewrap loads no
+filter. A container of ours without a kernel is not measured yet: nothing starts one.
 
     python tests/bench/container_start.py [--rounds 50]
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -20,8 +18,6 @@ from pathlib import Path
 
 from _measure import by_turns, report
 from _peers import Bubblewrap, Runc, runc_command, write_bundle
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 BWRAP = [
     "bwrap", "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc",
