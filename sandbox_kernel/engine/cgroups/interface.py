@@ -397,6 +397,30 @@ def cpu_quota(cpus: float) -> int:
     return round(cpus * CPU_PERIOD)
 
 
+def hugetlb_settings(path: Path, caps: Caps, suffix: str) -> Iterator[Setting]:
+    """``suffix`` is what the version calls the file of a limit."""
+    for size, limit in caps.hugetlb:
+        accepts = of_pages(limit, page_size(size))
+        # First what is reserved: there a process gets an error, at the other one it is killed.
+        for name in (f"hugetlb.{size}.rsvd.{suffix}", f"hugetlb.{size}.{suffix}"):
+            if (path / name).exists():
+                yield Setting(name, str(limit), accepts)
+
+
+def lacks_hugetlb(leaf: Leaf, caps: Caps, suffix: str) -> dict[str, CgroupError]:
+    """A size of page that the machine has not."""
+    for size, _ in caps.hugetlb if "hugetlb" in leaf.controllers else ():
+        if not (leaf.path / f"hugetlb.{size}.{suffix}").exists():
+            return {"hugetlb": unsupported(leaf, "hugetlb", f"there are no huge pages of {size}")}
+    return {}
+
+
+def unaccounted_swap(leaf: Leaf) -> CgroupError:
+    """Why ``memory_swap`` cannot be held there."""
+    cause = "this Linux kernel does not account swap"
+    return unsupported(leaf, "memory_swap", cause, "boot with swapaccount=1")
+
+
 def number(text: str | None) -> int | None:
     """The only number of a file."""
     return int(text) if text is not None else None

@@ -42,14 +42,15 @@ from .interface import (
     Setting,
     cpu_quota,
     has_line,
+    hugetlb_settings,
     keyed,
+    lacks_hugetlb,
     number,
-    of_pages,
-    page_size,
     plain_refusal,
     same,
     same_numbers,
     same_pages,
+    unaccounted_swap,
     unsupported,
 )
 
@@ -62,6 +63,7 @@ _NODES: Final = {
     "/dev/urandom": "1:9",
     "/dev/tty": "5:0",
 }
+_HUGETLB: Final = "limit_in_bytes"
 _ALWAYS: Final = ("1:3", "5:2", "136:*")
 #: Seconds between two looks at the freezer, which tells nobody when it is done.
 _POLL: Final = 0.002
@@ -82,10 +84,7 @@ class V1(Backend):
                     "ask for memory, or boot with systemd.unified_cgroup_hierarchy=1",
                 )  # fmt: skip
             if caps.memory_swap is not None and not self.bounds_swap(leaf, files):
-                found["memory_swap"] = unsupported(
-                    leaf, "memory_swap", "this Linux kernel does not account swap",
-                    "boot with swapaccount=1",
-                )  # fmt: skip
+                found["memory_swap"] = unaccounted_swap(leaf)
         found |= _absent(leaf, caps, files)
         if "io" in leaf.controllers and (error := _no_weight(leaf, caps, files)):
             found["io"] = error
@@ -251,12 +250,7 @@ def _io(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
 
 
 def _hugetlb(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
-    for size, limit in caps.hugetlb:
-        accepts = of_pages(limit, page_size(size))
-        # First what is reserved: there a process gets an error, at the other one it is killed.
-        for name in (f"hugetlb.{size}.rsvd.limit_in_bytes", f"hugetlb.{size}.limit_in_bytes"):
-            if (path / name).exists():
-                yield Setting(name, str(limit), accepts)
+    return hugetlb_settings(path, caps, _HUGETLB)
 
 
 def _net_cls(path: Path, caps: Caps, files: Files) -> Iterator[Setting]:
@@ -308,10 +302,7 @@ def _absent(leaf: Leaf, caps: Caps, files: Files) -> dict[str, CgroupError]:
         if controller in leaf.controllers and not (leaf.path / name).exists():
             cause = f"{leaf.path / name} is not there: Linux was built without {option}"
             found[cap] = unsupported(leaf, cap, cause)
-    for size, _ in caps.hugetlb if "hugetlb" in leaf.controllers else ():
-        if not (leaf.path / f"hugetlb.{size}.limit_in_bytes").exists():
-            found["hugetlb"] = unsupported(leaf, "hugetlb", f"there are no huge pages of {size}")
-    return found
+    return found | lacks_hugetlb(leaf, caps, _HUGETLB)
 
 
 def _no_weight(leaf: Leaf, caps: Caps, files: Files) -> CgroupError | None:

@@ -35,19 +35,21 @@ from .interface import (
     cpu_quota,
     fields_of,
     has_line,
+    hugetlb_settings,
     keyed,
+    lacks_hugetlb,
     number,
-    of_pages,
-    page_size,
     plain_refusal,
     same,
     same_numbers,
     same_pages,
+    unaccounted_swap,
     unsupported,
 )
 
 #: Where the processes go that stood in a cgroup which systemd delegated to the server itself.
 HOST_LEAF: Final = "sandbox-kernel-host"
+_HUGETLB: Final = "max"
 #: Rounds of moving: processes may fork while they are moved.
 _ROUNDS: Final = 5
 
@@ -75,14 +77,8 @@ class V2(Backend):
             found["cpu_rt"] = unsupported(leaf, "cpu_rt", "cgroup v2 has no such limit")
         swap = caps.memory_swap is not None and "memory" in leaf.controllers
         if swap and not self.bounds_swap(leaf, files):
-            found["memory_swap"] = unsupported(
-                leaf, "memory_swap", "this Linux kernel does not account swap",
-                "boot with swapaccount=1",
-            )  # fmt: skip
-        for size, _ in caps.hugetlb if "hugetlb" in leaf.controllers else ():
-            if not (leaf.path / f"hugetlb.{size}.max").exists():
-                cause = f"there are no huge pages of {size}"
-                found["hugetlb"] = unsupported(leaf, "hugetlb", cause)
+            found["memory_swap"] = unaccounted_swap(leaf)
+        found |= lacks_hugetlb(leaf, caps, _HUGETLB)
         for limit in caps.io if "io" in leaf.controllers else ():
             if limit.weight is not None and _weight_file(leaf, str(limit.device), files) is None:
                 found["io"] = _no_weight(leaf, str(limit.device), files)
@@ -101,7 +97,7 @@ class V2(Backend):
         if "io" in leaf.controllers:
             found += _io(leaf, caps, files)
         if "hugetlb" in leaf.controllers:
-            found += _hugetlb(leaf.path, caps)
+            found += hugetlb_settings(leaf.path, caps, _HUGETLB)
         return tuple(found)
 
     def _memory(self, leaf: Leaf, caps: Caps, files: Files) -> Iterator[Setting]:
@@ -208,15 +204,6 @@ def _io(leaf: Leaf, caps: Caps, files: Files) -> Iterator[Setting]:
                 weight = io_weight_of_blkio(weight)
             accepts = has_line(device, str(weight))
             yield Setting(file, f"{device} {weight}", accepts, neutral="default")
-
-
-def _hugetlb(path: Path, caps: Caps) -> Iterator[Setting]:
-    for size, limit in caps.hugetlb:
-        accepts = of_pages(limit, page_size(size))
-        # First what is reserved: there a process gets an error, at the other one it is killed.
-        for name in (f"hugetlb.{size}.rsvd.max", f"hugetlb.{size}.max"):
-            if (path / name).exists():
-                yield Setting(name, str(limit), accepts)
 
 
 def _weight_file(leaf: Leaf, device: str, files: Files) -> str | None:
