@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from hub.root_session import TABLES
-from integration.remains import Ground, close_launchers, ground
+from integration.remains import Ground, cgroup_directories, close_launchers, ground
 from integration.sandboxes import TIMEOUT
 
 pytestmark = pytest.mark.needs("root")
@@ -42,16 +42,13 @@ def here() -> Iterator[Ground]:
 
 @pytest.fixture
 def cgroup(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A directory for the kernels' caps in each v1 hierarchy, so that none is made elsewhere."""
+    """A directory for the kernels' caps in each hierarchy, so that none is made elsewhere."""
     name = f"sandbox-kernel-test-{os.getpid()}"
     words = [sys.executable, "-I", str(CGROUPS_TOOL)]
     subprocess.run([*words, "make", name, "0"], check=True)
     monkeypatch.setenv("SANDBOX_KERNEL_CGROUP", name)
     yield name
-    left = [
-        path for top in Path("/sys/fs/cgroup").glob(f"*/{name}") for path in top.iterdir()
-        if path.is_dir()
-    ]  # fmt: skip
+    left = list(cgroup_directories())
     subprocess.run([*words, "remove", name], check=True)
     assert left == []
 
