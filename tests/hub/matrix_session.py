@@ -15,15 +15,13 @@ import contextlib
 import dataclasses
 import json
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-from hub.mounted import hierarchies
+from hub.mounted import hierarchies, loop_disk
 from hub.root_session import bind_tables
 from integration.matrix import Scene, attempt
 from integration.matrix_rows import ROWS
@@ -53,18 +51,11 @@ def real_time(scene: Scene) -> Iterator[Facts]:
 
 @contextlib.contextmanager
 def disk_with_bfq(scene: Scene) -> Iterator[Facts]:
-    """A file behind a loop device."""
-    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
-        file.truncate(32 * 2**20)
-        command = ["losetup", "--find", "--show", "--direct-io=off", file.name]
-        loop = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        scheduler = Path("/sys/block", Path(loop).name, "queue/scheduler")
-        try:
-            scheduler.write_text("bfq")
-            yield {"loop": loop}
-            scheduler.write_text("none")
-        finally:
-            subprocess.run(["losetup", "--detach", loop], check=True)
+    """Weights are obeyed by no other scheduler."""
+    with loop_disk() as (loop, scheduler):
+        scheduler.write_text("bfq")
+        yield {"loop": loop}
+        scheduler.write_text("none")
 
 
 PREPARED: Final[dict[str, Callable[[Scene], AbstractContextManager[Facts]]]] = {

@@ -166,28 +166,34 @@ def cpu_rt(hint: str) -> Any:
     return found
 
 
-def io_weight(hint: str) -> Any:
-    """On a disk of its own, whose scheduler may be changed: first not bfq, then bfq."""
+@contextlib.contextmanager
+def loop_disk() -> Iterator[tuple[str, Path]]:
+    """A file behind a loop device: its node, and the file that names its scheduler."""
     with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
         file.truncate(32 * 2**20)
         command = ["losetup", "--find", "--show", "--direct-io=off", file.name]
         loop = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        scheduler = Path("/sys/block", Path(loop).name, "queue/scheduler")
         try:
-            io = [{"device": loop, "weight": 300}]
-            scheduler.write_text("none")
-            try:
-                make(hint, io=io).remove()
-                refused = "it was not"
-            except Exception as error:
-                refused = str(error)
-            scheduler.write_text("bfq")
-            group = make(hint, io=io)
-            taken = text(group, "blkio.bfq.weight_device")
-            group.remove()
-            scheduler.write_text("none")
+            yield loop, Path("/sys/block", Path(loop).name, "queue/scheduler")
         finally:
             subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+def io_weight(hint: str) -> Any:
+    """On a disk of its own, whose scheduler may be changed: first not bfq, then bfq."""
+    with loop_disk() as (loop, scheduler):
+        io = [{"device": loop, "weight": 300}]
+        scheduler.write_text("none")
+        try:
+            make(hint, io=io).remove()
+            refused = "it was not"
+        except Exception as error:
+            refused = str(error)
+        scheduler.write_text("bfq")
+        group = make(hint, io=io)
+        taken = text(group, "blkio.bfq.weight_device")
+        group.remove()
+        scheduler.write_text("none")
     return {"refused": refused, "taken": taken, "loop": Path(loop).name}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import probes
 import pytest
 from integration.sandboxes import TIMEOUT
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 
 from sandbox_kernel.client import Launcher
 from sandbox_kernel.protocol import Exited
@@ -110,10 +110,16 @@ def close_launchers() -> None:
 # -- processes ----------------------------------------------------------------------------------
 
 
+def provisioner_of(km: KernelManager | AsyncKernelManager) -> SandboxProvisioner:
+    """That of a kernel that runs or ran."""
+    assert isinstance(km.provisioner, SandboxProvisioner)
+    return km.provisioner
+
+
 def kernel_pid(km: KernelManager) -> int:
     """The host's pid of the kernel: the first child of the sandbox's pid 1."""
-    assert isinstance(km.provisioner, SandboxProvisioner) and km.provisioner.sandbox
-    running = km.provisioner.sandbox.started
+    sandbox = provisioner_of(km).sandbox
+    running = sandbox.started if sandbox else None
     assert running is not None
     init = running.init_pid
     children = Path(f"/proc/{init}/task/{init}/children").read_text().split()

@@ -37,13 +37,6 @@ from sandbox_kernel.provisioner import SandboxProvisioner
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def launchers() -> Iterator[None]:
-    """One for all tests that need no other; at the end it ends."""
-    yield
-    close_launchers()
-
-
 @pytest.fixture
 def here(launchers: None) -> Iterator[Ground]:
     with ground() as found:

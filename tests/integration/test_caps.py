@@ -19,7 +19,6 @@ from integration.remains import (
     cgroup_directories,
     close_launchers,
     end_of,
-    ground,
     kernel_pid,
 )
 from integration.sandboxes import run_cell, started, value
@@ -33,20 +32,6 @@ from sandbox_kernel.spec import parse_spec
 pytestmark = pytest.mark.needs("cgroups")
 
 MIB = 1024**2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def launchers() -> Iterator[None]:
-    """One for all tests; at the end it ends."""
-    yield
-    close_launchers()
-
-
-@pytest.fixture
-def here(launchers: None) -> Iterator[Ground]:
-    with ground() as found:
-        yield found
-        found.assert_clean("by this test")
 
 
 # -- memory ---------------------------------------------------------------------------------------

@@ -17,17 +17,11 @@ import pytest
 from integration.matrix import Row, Scene, attempt
 from integration.matrix_expected import COLUMNS, EXPECTED, check
 from integration.matrix_rows import ROWS
-from integration.remains import close_launchers, ground
+from integration.remains import ground
 
 from sandbox_kernel.caps import CAP_KEYS
 
 pytestmark = pytest.mark.needs("cgroups", "disk", "caps-column")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def launchers() -> Iterator[None]:
-    yield
-    close_launchers()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.groups import MIB, PATIENCE, Child, Delegated, children, delegated_directory
+from integration.groups import MIB, PATIENCE, Child, Delegated
 
 from sandbox_kernel.engine.cgroups import EventWatch, KernelCgroup, running, sweep
 from sandbox_kernel.errors import CgroupError
@@ -35,18 +35,6 @@ while True:
     kept.append(bytearray(int(sys.stdin.readline()) * 2**20))
     print("eaten", flush=True)
 """
-
-
-@pytest.fixture
-def delegated() -> Iterator[Delegated]:
-    with delegated_directory() as here:
-        yield here
-
-
-@pytest.fixture
-def start() -> Iterator[type[Child]]:
-    with children() as kept:
-        yield kept
 
 
 def cpu_of(group: KernelCgroup) -> float:

@@ -13,13 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import probes
 import pytest
-from integration.groups import MIB, PATIENCE, Child, Delegated, children, delegated_directory
+from integration.groups import MIB, PATIENCE, Child, Delegated
 
 from sandbox_kernel.engine.cgroups import KernelCgroup, sweep
 from sandbox_kernel.errors import CgroupError
@@ -35,18 +34,6 @@ while True:
     except BlockingIOError:
         pass
 """
-
-
-@pytest.fixture
-def delegated() -> Iterator[Delegated]:
-    with delegated_directory() as here:
-        yield here
-
-
-@pytest.fixture
-def start() -> Iterator[type[Child]]:
-    with children() as kept:
-        yield kept
 
 
 # -- memory --------------------------------------------------------------------------------------

@@ -18,7 +18,14 @@ from pathlib import Path
 import probes
 import pytest
 from integration.remains import PATIENCE, descendants, end_of, kernel_pid, wait_for_end
-from integration.sandboxes import inside, own_launcher, run_cell, started, value
+from integration.sandboxes import (
+    environment_files,
+    inside,
+    own_launcher,
+    run_cell,
+    started,
+    value,
+)
 from jupyter_client.manager import KernelManager
 
 from sandbox_kernel.client import launcher_command
@@ -109,23 +116,9 @@ def test_caps_bite_where_nothing_was_delegated(tmp_path: Path) -> None:
         end_of(km)
 
 
-def environments() -> str:
-    import glob
-    import os
-
-    texts = [repr(dict(os.environ))]
-    for path in glob.glob("/proc/[0-9]*/environ"):
-        try:
-            with open(path) as file:
-                texts.append(file.read())
-        except OSError:
-            pass
-    return "\n".join(texts)
-
-
 def test_the_kernel_does_not_learn_where_systemd_is(tmp_path: Path) -> None:
     with started(tmp_path, {"pids": 128}) as (_, client):
-        text = inside(client, environments)
+        text = inside(client, environment_files)
     assert "HOME" in text
     assert "DBUS_SESSION" not in text and os.environ["DBUS_SESSION_BUS_ADDRESS"] not in text
 

@@ -28,8 +28,8 @@ from integration.remains import (
     close_launchers,
     descendants,
     end_of,
-    ground,
     kernel_pid,
+    provisioner_of,
     wait_for_end,
 )
 from integration.sandboxes import TIMEOUT, manager, run_cell, started, value
@@ -56,42 +56,24 @@ EAT = "kept = bytearray({0} * 2**20); kept[::4096] = b'x' * ({0} * 256)"
 _T = TypeVar("_T")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def launchers() -> Iterator[None]:
-    yield
-    close_launchers()
-
-
-@pytest.fixture
-def here(launchers: None) -> Iterator[Ground]:
-    with ground() as found:
-        yield found
-        found.assert_clean("by this test")
-
-
-def provisioner(km: KernelManager) -> SandboxProvisioner:
-    assert isinstance(km.provisioner, SandboxProvisioner)
-    return km.provisioner
-
-
 def wait(what: Coroutine[Any, Any, _T]) -> _T:
-    return asyncio.run(asyncio.wait_for(what, TIMEOUT * probes.TIMEOUT_FACTOR))
+    return asyncio.run(asyncio.wait_for(what, TIMEOUT))
 
 
 def pause(km: KernelManager) -> None:
-    wait(provisioner(km).pause())
+    wait(provisioner_of(km).pause())
 
 
 def resume(km: KernelManager) -> None:
-    wait(provisioner(km).resume())
+    wait(provisioner_of(km).resume())
 
 
 def usage(km: KernelManager) -> CgroupUsage:
-    return wait(provisioner(km).usage())
+    return wait(provisioner_of(km).usage())
 
 
 def update(km: KernelManager, **caps: Any) -> None:
-    wait(provisioner(km).update(**caps))
+    wait(provisioner_of(km).update(**caps))
 
 
 def cpu(km: KernelManager) -> int:
@@ -138,7 +120,7 @@ def test_a_paused_kernel_uses_no_cpu_and_answers_after_resume(here: Ground) -> N
         while cpu(km) - before < 50_000:
             assert time.monotonic() < deadline  # it burns
         pause(km)
-        assert provisioner(km).paused
+        assert provisioner_of(km).paused
         msg_id = client.execute("6 * 7")
         used = settled_cpu(km, client)
         for _ in range(10):
@@ -146,7 +128,7 @@ def test_a_paused_kernel_uses_no_cpu_and_answers_after_resume(here: Ground) -> N
                 client.get_shell_msg(timeout=0.1)
             assert cpu(km) == used
         resume(km)
-        assert not provisioner(km).paused
+        assert not provisioner_of(km).paused
         reply = client.get_shell_msg(timeout=TIMEOUT)
         assert reply["parent_header"]["msg_id"] == msg_id
         assert reply["content"]["status"] == "ok"
@@ -215,7 +197,7 @@ def test_more_signals_than_its_init_takes_while_it_is_paused(here: Ground) -> No
     with started(here.folder, CAPS) as (km, client):
         pause(km)
         for _ in range(2000):
-            wait(provisioner(km).send_signal(signal.SIGCONT))
+            wait(provisioner_of(km).send_signal(signal.SIGCONT))
         assert usage(km).pids_current
         resume(km)
         assert value(client, "1 + 1") == 2
@@ -241,14 +223,14 @@ def test_a_paused_kernel_is_restarted_and_runs(now: bool, here: Ground) -> None:
     with started(here.folder, CAPS) as (km, client):
         pause(km)
         km.restart_kernel(now=now)
-        assert not provisioner(km).paused
+        assert not provisioner_of(km).paused
         client.wait_for_ready(timeout=TIMEOUT)
         assert value(client, "1 + 1") == 2
 
 
 def test_a_supervisor_that_is_killed_takes_its_paused_kernel_with_it(here: Ground) -> None:
     with started(here.folder, CAPS) as (km, _):
-        supervisor = provisioner(km).pid
+        supervisor = provisioner_of(km).pid
         assert supervisor is not None
         inside = descendants(supervisor)
         pause(km)
@@ -562,19 +544,19 @@ def test_all_of_many_at_once_are_answered(here: Ground) -> None:
         return await asyncio.gather(*many, *others, return_exceptions=True)
 
     with started(here.folder, CAPS) as (km, client):
-        answers = wait(ask(provisioner(km)))
+        answers = wait(ask(provisioner_of(km)))
         assert all(isinstance(answer, CgroupUsage) for answer in answers[:400])
         assert answers[400:402] == [None, None]
         assert isinstance(answers[402], CgroupError)
-        assert provisioner(km).paused
+        assert provisioner_of(km).paused
         resume(km)
-        assert provisioner(km)._answers == {}
+        assert provisioner_of(km)._answers == {}
         assert value(client, "1 + 1") == 2
 
 
 def test_a_value_that_cannot_be_is_not_sent(here: Ground) -> None:
     with started(here.folder, CAPS) as (km, _):
-        sandbox = provisioner(km).sandbox
+        sandbox = provisioner_of(km).sandbox
         assert sandbox is not None
         for caps in ({"memory": "5"}, {"mem": "1G"}, {"pids": None}, {}, {"hostname": "x"},
                      {"user": {"kernels": 3}}, {"memory_swap": "1G"}):  # fmt: skip
@@ -591,7 +573,7 @@ def test_a_value_that_cannot_be_is_not_sent(here: Ground) -> None:
 def test_the_supervisor_judges_by_itself(caps: dict[str, Any], key: str, here: Ground) -> None:
     """The last one is wrong beside the memory cap in force only."""
     with started(here.folder, CAPS) as (km, client):
-        asked = provisioner(km)._ask("changed", lambda number: Update(number, caps))
+        asked = provisioner_of(km)._ask("changed", lambda number: Update(number, caps))
         with pytest.raises(SpecError) as caught:
             wait(asked)
         assert caught.value.key == key
@@ -601,7 +583,7 @@ def test_the_supervisor_judges_by_itself(caps: dict[str, Any], key: str, here: G
 def test_a_kernel_that_does_not_run_is_told(here: Ground) -> None:
     km = manager(here.folder, CAPS)
     km.start_kernel(cwd=str(here.work))
-    held = provisioner(km)
+    held = provisioner_of(km)
     km.shutdown_kernel(now=True)
     for asked in (held.pause(), held.resume(), held.update(pids=64), held.usage()):
         with pytest.raises(ControlError, match=r"^the kernel could not be .*: no kernel runs$"):
@@ -618,7 +600,7 @@ def test_a_kernel_that_ends_meanwhile_is_told(here: Ground) -> None:
         )
 
     with started(here.folder, CAPS) as (km, _):
-        answers = wait(ask_and_kill(provisioner(km)))
+        answers = wait(ask_and_kill(provisioner_of(km)))
         said = {str(answer) for answer in answers if isinstance(answer, ControlError)}
         assert len(answers) == sum(isinstance(answer, ControlError) for answer in answers)
         told = "there is no kernel any more: it was told to end"
@@ -638,7 +620,7 @@ def test_a_kernel_that_ends_by_itself_meanwhile_is_told(here: Ground) -> None:
 
     with started(here.folder, CAPS) as (km, client):
         client.execute("import os, time; time.sleep(0.3); os._exit(3)")
-        text = wait(ask_until_the_end(provisioner(km)))
+        text = wait(ask_until_the_end(provisioner_of(km)))
         assert text.startswith("the kernel could not be asked for its usage: it has ended: ")
         assert "exited by itself with status 3" in text
 

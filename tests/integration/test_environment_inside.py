@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.sandboxes import inside, own_launcher, run_cell, started, value
+from integration.sandboxes import (
+    environment_files,
+    inside,
+    own_launcher,
+    run_cell,
+    started,
+    value,
+)
 from jupyter_client.blocking import BlockingKernelClient
 
 SECRETS = (
@@ -71,21 +78,6 @@ def occurrences(backwards: list[str]) -> list[int]:
 def found(client: BlockingKernelClient, *texts: str) -> list[int]:
     counts: list[int] = inside(client, occurrences, [text[::-1] for text in texts])
     return counts
-
-
-def environment_files() -> str:
-    """/proc/PID/environ of all that can be read, and the environment of a child."""
-    import glob
-    import subprocess
-
-    texts = [subprocess.run(["env"], capture_output=True, check=True).stdout.decode()]
-    for path in glob.glob("/proc/[0-9]*/environ"):
-        try:
-            with open(path) as file:
-                texts.append(file.read())
-        except OSError:
-            pass
-    return "\n".join(texts)
 
 
 def test_no_secret_of_the_server_arrives(tmp_path: Path, canaries: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from integration.remains import (
     PATIENCE,
     Ground,
     caps,
-    close_launchers,
     descendants,
     end_of,
-    ground,
     kernel_pid,
+    provisioner_of,
     wait_for_end,
 )
 from integration.sandboxes import (
@@ -36,34 +34,13 @@ from integration.sandboxes import (
 )
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
-from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from sandbox_kernel.errors import SandboxError
 from sandbox_kernel.protocol import Exited
-from sandbox_kernel.provisioner import SandboxProvisioner
-
-
-@pytest.fixture(scope="module", autouse=True)
-def launchers() -> Iterator[None]:
-    """One for all tests; at the end it ends."""
-    yield
-    close_launchers()
-
-
-@pytest.fixture
-def here(launchers: None) -> Iterator[Ground]:
-    with ground() as found:
-        yield found
-        found.assert_clean("by this test")
-
-
-def provisioner_of(km: KernelManager | AsyncKernelManager) -> SandboxProvisioner:
-    assert isinstance(km.provisioner, SandboxProvisioner)
-    return km.provisioner
-
 
 # -- interrupt ------------------------------------------------------------------------------------
 
