@@ -81,7 +81,7 @@ MORE = (
     Run("cgroups", "deleg", "prepared", CGROUPS, ("cgroup-v1",), "v2-prepared"),
     Run("service", "deleg", "service", SCOPE, (), "v2-scope-all"),
 )
-"""Made if they are asked for: emulated, they take hours."""
+"""Made if they are asked for: emulated, they take too long for each change."""
 
 
 @dataclass(frozen=True)
