@@ -105,7 +105,7 @@ class SandboxProvisioner(LocalProvisioner):
     cpu_weight = _trait("share of the CPU against others, from 1 to 10000; 100 is usual")
     cpuset_cpus = _trait("the only CPUs it runs on, such as '0-1,3'")
     cpuset_mems = _trait("the only memory nodes it uses, such as '0'")
-    cpu_rt = _trait("seconds of real-time scheduling in each second (cgroup v1)")
+    cpu_rt = _trait("seconds of real-time scheduling in each second of each CPU (cgroup v1)")
     pids = _trait("cap on processes and threads")
     io = _trait("limits on block devices: a list of tables {path or device, write_bps, ...}")
     hugetlb = _trait("cap on huge pages by their size, such as {'2MB': '64M'}")

@@ -72,7 +72,10 @@ def remove_leaf(leaf: Leaf, files: Files, deadline: float) -> list[str]:
 
 
 def _not_removed(path: Path, error: OSError, files: Files) -> str:
-    pids = files.pids(path)
+    try:
+        pids = files.pids(path)
+    except OSError:  # what refused rmdir may refuse this too, and is the cause
+        pids = []
     cause = f"pids {_join(pids)} are in it" if pids else describe_errno(error.errno or 0)
     return f"cgroup {path} could not be removed: {cause}"
 
