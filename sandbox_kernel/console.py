@@ -2,7 +2,8 @@
 
 Crash reports of native code, faulthandler, prints before the kernel captured its descriptors. The
 bytes are hostile: they are cut into lines, stripped of control characters and bounded in length
-and in number before anybody's terminal or log sees them.
+and in number before anybody's terminal or log sees them. To look at them costs CPU outside of the
+kernel's cap, so only so many are read in a second; whoever writes more waits, as for a terminal.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final
 
 _LINE_MAXIMUM: Final = 500
 _LINES_A_SECOND: Final = 50
+#: Much more than any crash report, and little to read.
+_BYTES_A_SECOND: Final = 1024 * 1024
 _TAIL: Final = 5
 _CONTROL: Final = re.compile(
     r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
@@ -32,6 +35,8 @@ class Console:
         self._second = 0
         self._in_second = 0
         self._dropped = 0
+        self._window = 0.0
+        self._in_window = 0
 
     def close_write_end(self) -> None:
         """Called once the init has its own copy: the end of the pipe is then the end of all."""
@@ -51,6 +56,10 @@ class Console:
             raw = os.read(self.read_end, 65536)
         except BlockingIOError:
             return []
+        now = time.monotonic()
+        if now - self._window >= 1.0:
+            self._window, self._in_window = now, 0
+        self._in_window += len(raw)
         if not raw:
             self.at_end = True
             lines, self._partial = [self._partial], b""
@@ -60,6 +69,12 @@ class Console:
                 lines.append(self._partial)
                 self._partial = b""
         return [text for line in lines if (text := self._admit(clean(line)))]
+
+    def pause(self) -> float:
+        """Seconds for which it is not to be read; 0 where it is."""
+        if self._in_window < _BYTES_A_SECOND:
+            return 0.0
+        return max(self._window + 1.0 - time.monotonic(), 0.0)
 
     def tail(self) -> str:
         """The last lines, for the message of a start that failed."""

@@ -7,14 +7,17 @@ them without symlinks. What is exchanged for a link afterwards is refused when i
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+from collections.abc import Sequence
+from typing import Final
 
 from .engine import rootfs
 from .engine.idmap import IdPlan
 from .engine.rootfs import HostFacts
-from .errors import SetupError, describe_errno
+from .errors import MountError, SetupError, describe_errno
 from .protocol import LaunchRequest
-from .spec import SandboxSpec, WorkspaceMode, check_workspace
+from .spec import MountMode, SandboxSpec, WorkspaceMode, check_workspace
 
 
 def working_directory(request: LaunchRequest) -> str:
@@ -57,15 +60,64 @@ def check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
 
 
 def resolve(spec: SandboxSpec, cwd: str, facts: HostFacts) -> SandboxSpec:
-    """The spec with every host path resolved; ``hide`` gets the ends of links to secrets too."""
+    """The spec with every host path resolved; ``hide`` gets the ends of links to secrets too.
+
+    Raises:
+        MountError: a link decides what is mounted that a kernel with this spec can have made.
+    """
     secrets = [f"{home}/{name}" for home in facts.homes for name in rootfs.SECRETS]
     hidden = [*spec.hide, *(path for path in secrets if real_path(path) != path)]
+    writable = [real_path(m.source) for m in spec.mounts if m.mode is MountMode.RW]
+    if spec.workspace is WorkspaceMode.RW:
+        writable.append(cwd)
+    if spec.workspace_path is not None:
+        _follow(spec.workspace_path, writable)
+    mounts = [dataclasses.replace(m, source=_follow(m.source, writable)) for m in spec.mounts]
     return dataclasses.replace(
         spec,
         workspace_path=cwd if spec.workspace_path is not None else None,
-        mounts=tuple(dataclasses.replace(m, source=real_path(m.source)) for m in spec.mounts),
+        mounts=tuple(mounts),
         hide=tuple(dict.fromkeys(p for path in hidden for p in (path, real_path(path)))),
     )
+
+
+#: As many symbolic links as Linux follows on one path.
+_MOST_LINKS: Final = 40
+
+
+def _follow(path: str, writable: Sequence[str]) -> str:
+    """``path`` without symlinks, unless one lies in a folder that kernels can write: with it a
+    kernel could have the next one mount whatever of the user's it likes (CVE-2021-30465).
+
+    Each link is read once, and what was found is opened without following any.
+
+    Raises:
+        MountError: there is such a link, or there are too many.
+    """
+    done, rest, links = "/", path.split("/")[::-1], 0
+    while rest:
+        name = rest.pop()
+        if name in ("", ".", ".."):
+            done = os.path.dirname(done) if name == ".." else done
+            continue
+        place = os.path.join(done, name)
+        try:
+            link = os.readlink(place)
+        except OSError:  # no link, or not there: opening it will say so
+            done = place
+            continue
+        if any(rootfs.is_within(place, folder) for folder in writable):
+            raise MountError(
+                f"{path} cannot be mounted",
+                cause=f"{place} is a symbolic link, in a folder that a kernel can write",
+                remedy="name the folder that it leads to",
+            )
+        links += 1
+        if links > _MOST_LINKS:
+            raise MountError(f"{path} cannot be mounted", cause=describe_errno(errno.ELOOP))
+        done = "/" if link.startswith("/") else done
+        rest += link.split("/")[::-1]
+    return done
 
 
 def with_links(facts: HostFacts) -> HostFacts:

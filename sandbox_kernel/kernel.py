@@ -50,6 +50,12 @@ class KernelEndpoints:
     key: str = field(repr=False)
     signature_scheme: str = "hmac-sha256"
 
+    def ports(self) -> tuple[int, ...]:
+        """All five."""
+        return (
+            self.shell_port, self.iopub_port, self.stdin_port, self.control_port, self.hb_port
+        )  # fmt: skip
+
     def to_connection_file(self) -> dict[str, Any]:
         return {"transport": "tcp"} | vars(self)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from . import leftovers
 from .engine import cgroups, messages, process
 from .errors import ProtocolError, SandboxError
-from .leftovers import Leftovers
+from .leftovers import LEFT_BEHIND, Leftovers
 from .protocol import Failed
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Launcher:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         process.adopt_orphans()
+        process.no_core_dump()
         self._try_to_prepare()
 
     def _try_to_prepare(self) -> None:
@@ -148,7 +149,7 @@ class Launcher:
         """What the supervisor would have removed itself, had it not been killed."""
         with os.fdopen(child.leftovers, "rb", buffering=0) as pipe:
             raw = pipe.read(65536) or b""
-        if status.signal is None and os.getuid() != 0:
+        if status.signal is None and status.code != LEFT_BEHIND and os.getuid() != 0:
             return  # it has cleaned up itself; one of root's is not root any more by then
         if status.signal is not None:
             print(
@@ -165,17 +166,19 @@ class Launcher:
 def _prepare() -> Shared:
     """Everything that is the same for all kernels: imports, the filter, what is on this host."""
     from .engine import rootfs, seccomp
+    from .engine.seccomp_supervisor import SUPERVISOR
     from .kernel import preload
     from .supervisor import Shared
 
     program = seccomp.compile_profile()
+    supervisors = seccomp.compile_profile(SUPERVISOR)
     facts = rootfs.collect_facts()
     preload()
     hint = os.environ.get(cgroups.HINT_VARIABLE)
     cgroups.sweep(os.getuid(), hint)
     gc.collect()
     gc.freeze()
-    return Shared(program, facts, hint)
+    return Shared(program, supervisors, facts, hint)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass
+from typing import Final
+
+#: Exit status of a supervisor whose client is gone, and who may not remove all of what it recorded.
+LEFT_BEHIND: Final = 3
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,17 @@ class Leftovers:
         A launcher that has died removes nothing, and stops no kernel.
         """
         found = FileId.of(path)
-        if found is not None:
+        if found is not None and self._fd >= 0:
             line = json.dumps([found.path, found.device, found.inode, found.changed_ns])
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._fd, line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Called before the supervisor hears the kernel: the launcher removes what is written here,
+        so nobody who took the supervisor over may write."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def parse(raw: bytes) -> list[FileId]:

@@ -29,10 +29,12 @@ from .errors import (
     ChannelError,
     ControlError,
     KernelStartError,
+    ProtocolError,
     SandboxError,
     SpecError,
     describe_errno,
 )
+from .observe import Observation, observe
 from .protocol import (
     Answer,
     Ask,
@@ -349,6 +351,17 @@ class SandboxProvisioner(LocalProvisioner):
         if self.directory is not None:
             rundir.remove(self.directory)
             self.directory = None
+
+    def observed_walls(self) -> Observation:
+        """The walls of the running kernel as they are, seen from this process.
+
+        Raises:
+            ProtocolError: no kernel runs, or its walls cannot be looked at.
+        """
+        started = self.sandbox.started if self.sandbox is not None else None
+        if started is None:
+            raise ProtocolError("no kernel runs that could be looked at")
+        return observe(started.supervisor_pid, started.init_pid, started.landlock_abi)
 
     # -- control of a kernel that runs -----------------------------------------------------------
 

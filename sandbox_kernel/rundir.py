@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -73,10 +74,24 @@ def remove_emptied(path: Path) -> None:
     """Called by the supervisor of a server that was killed: remove ``path`` if :func:`make` made it
     and nothing is in it any more. Never raises.
     """
-    if _NAME.fullmatch(path.name) and path.parent.name.startswith("sandbox-kernel"):
+    if _is_ours(path):
         for folder in (path, path.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def emptied_from(sockets: Iterable[str]) -> tuple[Path, ...]:
+    """The directories in which :func:`remove_emptied` removes one, for a kernel with these sockets:
+    the right to do so is a right to the directory above."""
+    folders = {Path(path).parent for path in sockets}
+    ours = [path for path in folders if _is_ours(path)]
+    return tuple(dict.fromkeys(p for path in ours for p in (path.parent, path.parent.parent)))
+
+
+def _is_ours(path: Path) -> bool:
+    """Is it named as what :func:`make` makes?"""
+    named = _NAME.fullmatch(path.name) is not None
+    return named and path.parent.name.startswith("sandbox-kernel")
 
 
 def _empty(path: Path) -> None:

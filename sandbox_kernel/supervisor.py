@@ -3,8 +3,8 @@
 Forked by the launcher. In the host's net namespace it binds the client's endpoints; then it enters
 the user namespace and the gateway's net namespace, has the container built, locks itself down and
 proxies until the kernel or the client is gone. It holds the connection key and parses the bytes
-of a hostile kernel, so after set-up it keeps one capability (to kill what is inside, within its own
-user namespace), the kernel's seccomp filter and no way to gain anything.
+of a hostile kernel, so after set-up it has little left and no way to gain anything: see
+:mod:`.lockdown`.
 
 Every path out goes through one :class:`contextlib.ExitStack`. What a SIGKILL leaves, the launcher
 removes: the supervisor writes each file down as soon as it is there, see :mod:`.leftovers`.
@@ -28,14 +28,13 @@ import zmq
 
 from . import control, hostpaths, rundir
 from .capevents import CapEvents
-from .channels import ConnectionInfo, FrontEnds, MessageLimits, Proxy, bind_front_ends
+from .channels import ConnectionInfo, FrontEnds, Gauge, MessageLimits, Proxy, bind_front_ends
 from .console import Console
 from .control import Control
 from .death import Cause, Death
-from .engine import capabilities, cgroups, container, idmap, process, rootfs, seccomp
+from .engine import cgroups, container, idmap, landlock, process, rootfs
 from .engine.cgroups import KernelCgroup
 from .engine.container import Container
-from .engine.idmap import IdPlan
 from .engine.init import InitPlan, Workload
 from .engine.network import Link
 from .engine.process import ExitStatus
@@ -44,8 +43,9 @@ from .engine.steps import Step, reached
 from .environment import complete_environment
 from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, SetupError
 from .kernel import KernelEndpoints, run_kernel
-from .leftovers import FileId, Leftovers
+from .leftovers import LEFT_BEHIND, FileId, Leftovers
 from .lifeline import Lifeline
+from .lockdown import Needs, lock_down
 from .protocol import (
     Answer,
     Ask,
@@ -58,13 +58,10 @@ from .protocol import (
     Signal,
     Started,
 )
-from .spec import MIB
-from .syscalls import CapabilityBit
+from .syscalls import Prctl, prctl
 
 #: Ports inside the sandbox's own net namespace, above its ephemeral range.
 _FIRST_PORT: Final = 61_001
-#: Bytes. Queues are bounded below this; a multipart message without an end is not, in libzmq.
-_MEMORY_MAXIMUM: Final = 1024 * MIB
 #: Seconds that what the kernel still said may take to pass, once it is gone.
 _DRAIN_TIMEOUT: Final = 1.0
 
@@ -88,7 +85,9 @@ class Shared:
     """What the launcher prepared once for all its kernels. No secret."""
 
     filter: bytes
-    """The compiled seccomp program."""
+    """The compiled seccomp program of kernels."""
+    supervisor_filter: bytes
+    """That of supervisors."""
     facts: HostFacts
     cgroup_hint: str | None
 
@@ -103,6 +102,7 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
     os.setsid()
     os.umask(0o077)
     process.default_signals()
+    prctl(Prctl.SET_DUMPABLE, 1)  # the launcher is not; the mapper writes below our /proc directory
     lifeline, request, connection_file = Lifeline(sock), None, None
     try:
         reached(Step.REQUEST)
@@ -126,6 +126,8 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
         last = Failed(_defect(error))
     if not lifeline.say(last):
         _stand_in(request, connection_file)
+        if connection_file is not None and FileId.of(connection_file.path) == connection_file:
+            return LEFT_BEHIND
     return 1 if isinstance(last, Failed) else 0
 
 
@@ -174,7 +176,9 @@ def _build(
     cgroup = _make_cgroup(stack, request, shared)
     events = CapEvents(cgroup, request.spec.caps, request.spec.user.caps)
     stack.callback(events.close)
+    user_id = os.getuid()
     container.enter_boundary(ids)
+    landlock.keep_signals_inside()
     console = Console()
     stack.callback(console.close)
     bound_read, bound_write = os.pipe2(os.O_CLOEXEC)
@@ -202,12 +206,16 @@ def _build(
     stack.callback(control.release, cgroup)  # a frozen process of v1 does not even take a SIGKILL
     os.close(bound_write)
     console.close_write_end()
+    gauge = Gauge()
+    stack.callback(gauge.close)
     reached(Step.LOCK_DOWN)
-    _lock_down(shared.filter, ids)
+    leftovers.close()
+    needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
+    lock_down(needs, facts, spec, cwd, ids, user_id, shared.supervisor_filter)
     box.go()
     proxy = Proxy(
         front_ends, backend=_backend(endpoints), limits=MessageLimits(),
-        log=lifeline.notice,
+        log=lifeline.notice, gauge=gauge,
     )  # fmt: skip
     stack.callback(proxy.close)
     for warning in cgroup.warnings:
@@ -261,19 +269,6 @@ def _backend(endpoints: KernelEndpoints) -> ConnectionInfo:
     return ConnectionInfo.from_dict(endpoints.to_connection_file())
 
 
-def _lock_down(program: bytes, ids: IdPlan) -> None:
-    """From here on the supervisor is what a hostile kernel attacks.
-
-    Started by root it stops being root: the launcher removes what only root can.
-    """
-    if ids.privileged:
-        capabilities.become(ids.uid, ids.gid, drop_groups=True)
-    capabilities.drop_all(keep=[CapabilityBit.KILL])
-    seccomp.load(program)
-    process.limit_memory(_MEMORY_MAXIMUM)
-    process.no_core_dump()
-
-
 # -- serving ------------------------------------------------------------------------------------
 
 
@@ -306,6 +301,7 @@ class Supervisor:
         self.state = State.STARTING
         self.status: ExitStatus | None = None
         self.on_order = False
+        self.console_paused = False
         self.asked: set[int] = set()
         """Signals that the client had sent to the kernel."""
         self.deadline = deadline
@@ -334,17 +330,22 @@ class Supervisor:
                 raise self._did_not_start(
                     f"it said nothing for {self.request.spec.start_timeout:g} seconds"
                 )
-            for fd in [fd for fd in events if isinstance(fd, int)]:
+            for fd in self.actions.keys() & events.keys():  # the others are the proxy's
                 self.actions[fd]()
             if self.events.timeout() == 0:
                 self._from_cgroup(fired=False)
+            if self.console_paused and not self.console.pause():
+                self._pause_console(False)
             self.proxy.dispatch(events)
         return self._end()
 
     def _timeout_ms(self) -> int | None:
+        pause = self.console.pause() if self.console_paused else None
+        timeouts = [_milliseconds(pause)]
         if self.state is State.STARTING:
-            return max(int((self.deadline - time.monotonic()) * 1000), 0) + 1
-        timeouts = [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
+            timeouts.append(_milliseconds(max(self.deadline - time.monotonic(), 0)))
+        else:
+            timeouts += [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
         return min((t for t in timeouts if t is not None), default=None)
 
     def _forget(self, fd: int) -> None:
@@ -423,6 +424,16 @@ class Supervisor:
             self.lifeline.notice(line)
         if self.console.at_end:
             self._forget(self.console.read_end)
+        elif self.console.pause() and not self.console_paused:
+            self._pause_console(True)
+
+    def _pause_console(self, pause: bool) -> None:
+        """Not to read it bounds what a kernel can have done here by writing."""
+        self.console_paused = pause
+        if pause:
+            self._forget(self.console.read_end)
+        else:
+            self.poller.register(self.console.read_end, zmq.POLLIN)
 
     def _from_cgroup(self, *, fired: bool = True) -> None:
         for line in self.events.news(fired=fired):
@@ -475,7 +486,7 @@ class Supervisor:
         deadline = time.monotonic() + _DRAIN_TIMEOUT
         while time.monotonic() < deadline:
             events = dict(self.poller.poll(10))
-            sockets = {s: e for s, e in events.items() if not isinstance(s, int)}
+            sockets = {s: e for s, e in events.items() if s not in self.actions}
             if not sockets:
                 return
             self.proxy.dispatch(sockets)

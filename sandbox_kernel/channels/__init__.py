@@ -9,6 +9,8 @@
       pending        requests that a client still waits for
       announcements  what the user reads in the output of the next cell
       monitoring     which links to the kernel were cut and made again
+      gauge          how much memory messages hold, looked at while the process works
+      junk           links that bring too much that has to be dropped
     messages     frames, signatures, headers; what the proxy itself says
     connection   the connection file
     limits       every number
@@ -21,6 +23,7 @@ signature says that a message is well formed by the kernel's own account, never 
 from __future__ import annotations
 
 from .connection import Channel, ConnectionInfo
+from .gauge import Gauge
 from .limits import MessageLimits
 from .listeners import FrontEnds, bind_front_ends
 from .proxy import Proxy
@@ -29,6 +32,7 @@ __all__ = [
     "Channel",
     "ConnectionInfo",
     "FrontEnds",
+    "Gauge",
     "MessageLimits",
     "Proxy",
     "bind_front_ends",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,15 +10,32 @@ import zmq
 
 from .broadcast import Broadcast
 from .connection import Channel
-from .messages import Composer, Failure
+from .messages import Composer, Failure, Header
 from .pending import PendingTable, Request
 
+#: Where an answer to a request of the proxy's own goes: no client has this routing id.
+FENCE: Final = (b"sandbox-fence",)
 #: The kernel lives, but what it said did not fit.
 LOST: Final = Failure(
     "MessageLost",
     "the link to the kernel was cut by a message larger than the sandbox lets through; what the "
     "kernel answered is lost",
     ("MessageLost: the kernel's answer was larger than the sandbox lets through",),
+)
+
+#: It did fit, but clients read nothing.
+UNREAD: Final = Failure(
+    "MessageLost",
+    "what the kernel answered was dropped: more than the sandbox keeps waits for clients that do "
+    "not read",
+    ("MessageLost: more than the sandbox keeps waits for clients that do not read",),
+)
+#: The kernel lives, but it is not listened to any more.
+GIVEN_UP: Final = Failure(
+    "LinkGivenUp",
+    "the link to the kernel was cut again and again by what is no message of a kernel, and stays "
+    "cut; restart the kernel",
+    ("LinkGivenUp: the kernel does not speak Jupyter's protocol; restart it",),
 )
 
 
@@ -73,7 +91,7 @@ class Answers:
         """The link of ``channel`` was cut and is there again; the kernel lives.
 
         Finishes the requests of which the other half is already there, and marks the others: their
-        lost half is made good when the other half comes.
+        lost half is made good when the other half comes, or both when a fence comes back.
         """
         for request in self._pending:
             request.gap = True
@@ -81,6 +99,30 @@ class Answers:
                 self.idle(request)
             elif channel is request.channel and request.idled:
                 self.error_reply(request, LOST)
+
+    def fence(self, channel: Channel) -> list[bytes]:
+        """A request of our own for the kernel, which answers in order: what of ``channel`` waited
+        before it and has no answer when it comes back gets none any more.
+        """
+        for request in self._pending:
+            if request.channel is channel and request.identities == FENCE:
+                self._pending.remove(request)
+        frames = self._composer.message("kernel_info_request", {}, identities=FENCE)
+        header = frames[len(FENCE) + 2]
+        fields = json.loads(header)
+        names = Header(fields["msg_id"], fields["msg_type"], fields["session"])
+        self._pending.add(channel, FENCE, names, header)
+        return frames
+
+    def fence_came_back(self, fence: Request) -> None:
+        """Finish what both halves were lost of."""
+        self._pending.remove(fence)
+        for request in self._pending:
+            if request.channel is fence.channel and request.gap and request.number < fence.number:
+                if not request.replied:
+                    self.error_reply(request, LOST)
+                if not request.idled:
+                    self.idle(request)
 
     def _settle(self, request: Request) -> None:
         if request.over:

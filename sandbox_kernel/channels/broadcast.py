@@ -7,7 +7,8 @@ the kernel would only move that loss into the kernel. So the proxy always reads,
 1. *Flowing.* ``XPUB_NODROP`` makes libzmq refuse a message for which the slowest subscriber has no
    room (``iopub_hwm``), instead of dropping it.
 2. *Held.* A refused message and all after it wait here, in order, and are tried again every few
-   milliseconds. Up to ``iopub_queue_bytes`` nothing is lost.
+   milliseconds. Up to ``iopub_queue_bytes`` nothing is lost. What libzmq itself holds is counted in
+   messages, not in bytes: where they are large the proxy says so (``crowded``), and all waits here.
 3. *Shedding.* Beyond that ordinary output is dropped and counted; what a client must not miss
    (``status``, ``error`` …) still enters, up to ``iopub_reserve_bytes`` more. A line on the cell's
    standard error says how much is missing, before the cell's ``idle``.
@@ -76,6 +77,8 @@ class Broadcast:
         self._subscriptions = 0
         self._welcomes: deque[bytes] = deque()
         self._live = False
+        self.crowded = False
+        """Set by the proxy: libzmq holds so much for clients that it is to get no more."""
 
     # -- sending ----------------------------------------------------------------------------
 
@@ -120,6 +123,8 @@ class Broadcast:
         return self._limits.iopub_queue_bytes + reserve
 
     def _try(self, frames: Frames) -> bool:
+        if self.crowded:
+            return False
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:

@@ -12,6 +12,8 @@ from typing import Final
 
 import zmq
 
+from ..errors import ProtocolError
+
 #: Heartbeats that are remembered: a client has one under way at a time.
 _MAXIMUM: Final = 64
 
@@ -51,12 +53,17 @@ class Heartbeat:
         return True
 
     def answered(self, frames: Frames) -> bool:
-        """The kernel sent one back: does a client still wait for it?"""
+        """The kernel sent one back: does a client still wait for it?
+
+        Raises:
+            ProtocolError: nobody has sent it.
+        """
         if frames in self._answered:
             self._answered.remove(frames)
             return False
-        if frames in self._asked:
-            self._asked.remove(frames)
+        if frames not in self._asked:
+            raise ProtocolError("an answer to no request")
+        self._asked.remove(frames)
         return True
 
     def _answer(self, frames: Frames) -> None:

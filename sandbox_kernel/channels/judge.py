@@ -14,7 +14,7 @@ from typing import Final
 
 from ..errors import ProtocolError
 from .announcements import Announcements
-from .answers import Answers
+from .answers import FENCE, UNREAD, Answers
 from .connection import Channel
 from .heartbeat import Heartbeat
 from .limits import MessageLimits
@@ -56,14 +56,20 @@ class Judge:
         self._announcements = announcements
         self._heartbeat = heartbeat
         self._report = report
+        self._questions = 0
+        self.crowded = False
+        """Set by the proxy: libzmq holds so much for clients that it gets nothing large."""
 
     def request(self, channel: Channel, frames: list[bytes]) -> bool:
         """Client → kernel."""
         if channel is Channel.HB:
-            return _is_heartbeat(frames) and self._heartbeat.asked(frames)
+            _check_heartbeat(frames)
+            return self._heartbeat.asked(frames)
         if len(frames) > self._limits.max_frames:
             raise ProtocolError(f"more than {self._limits.max_frames} frames")
         message = split(frames)
+        if channel is Channel.STDIN:
+            self._questions = 0
         if channel in _ANSWERED:
             self._verify(message)
             header = parse_header(message.header, self._limits)
@@ -72,28 +78,44 @@ class Judge:
             ):
                 self._report(f"forgot a request: {self._limits.max_pending} wait already")
             if header.msg_type == "execute_request":
+                self._questions = 0
                 self._announcements.deliver(message.header, message.content)
         return True
 
     def reply(self, channel: Channel, frames: list[bytes]) -> bool:
         """Kernel → client. A reply passes to the client that asked, once; all else is dropped."""
         if channel is Channel.HB:
-            return _is_heartbeat(frames) and self._heartbeat.answered(frames)
+            _check_heartbeat(frames)
+            return self._heartbeat.answered(frames)
         check_size(frames, self._limits)
         message = split(frames)
-        if channel in _ANSWERED:
-            self._verify(message)
-            header = parse_header(message.header, self._limits)
-            parent = parse_parent(message.parent_header, self._limits)
-            request = None
-            if parent is not None:
-                request = self._pending.answered(
-                    channel, message.identities, parent, header.msg_type
-                )
-            if request is None:
-                raise ProtocolError("an answer to no request")
-            if request.gap and not request.idled:
-                self._answers.idle(request)
+        if channel not in _ANSWERED:
+            return self._question(frames)
+        self._verify(message)
+        header = parse_header(message.header, self._limits)
+        parent = parse_parent(message.parent_header, self._limits)
+        request = None
+        if parent is not None:
+            request = self._pending.answered(channel, message.identities, parent, header.msg_type)
+        if request is None:
+            raise ProtocolError("an answer to no request")
+        if request.identities == FENCE:
+            self._answers.fence_came_back(request)
+            return False
+        if request.gap and not request.idled:
+            self._answers.idle(request)
+        if self.crowded and sum(map(len, frames)) > self._limits.large_bytes:
+            self._answers.error_reply(request, UNREAD)
+            raise ProtocolError("no memory is left for it: clients do not read")
+        return True
+
+    def _question(self, frames: list[bytes]) -> bool:
+        """On stdin: a prompt. Nobody is asked again and again without an answer."""
+        if sum(map(len, frames)) > self._limits.max_question_bytes:
+            raise ProtocolError(f"larger than {self._limits.max_question_bytes} bytes")
+        self._questions += 1
+        if self._questions > self._limits.max_questions:
+            raise ProtocolError(f"more than {self._limits.max_questions} without an answer")
         return True
 
     def _verify(self, message: Message) -> None:
@@ -101,7 +123,6 @@ class Judge:
             raise ProtocolError("a wrong signature")
 
 
-def _is_heartbeat(frames: Sequence[bytes]) -> bool:
+def _check_heartbeat(frames: Sequence[bytes]) -> None:
     if len(frames) > _HEARTBEAT_FRAMES or sum(map(len, frames)) > _HEARTBEAT_BYTES:
         raise ProtocolError("larger than a heartbeat")
-    return True

@@ -14,6 +14,7 @@ import zmq
 
 from ..errors import ProtocolError
 from .connection import Channel
+from .junk import Junk
 from .limits import MessageLimits
 from .report import Report
 
@@ -44,19 +45,29 @@ class Lane:
         self._report = report
         self._judge_request = judge_request
         self._judge_reply = judge_reply
+        self.junk = Junk(limits.junk_a_second)
         self._parked: Frames | None = None
         self._forwarding = True
 
     def interest(self) -> dict[Socket, int]:
         """What the poller should wait for; a parked message waits for room, and stops the front."""
+        back = 0 if self.junk.paused else zmq.POLLIN
         if self._parked is None:
-            return {self.front: zmq.POLLIN, self.back: zmq.POLLIN}
-        return {self.front: 0, self.back: zmq.POLLIN | zmq.POLLOUT}
+            return {self.front: zmq.POLLIN, self.back: back}
+        return {self.front: 0, self.back: back | zmq.POLLOUT}
 
     def stop_forwarding(self) -> None:
         """The kernel is dead: requests are still judged, and go nowhere."""
         self._forwarding = False
         self._parked = None
+
+    def ask(self, frames: Frames) -> bool:
+        """A request of the proxy's own; false if the kernel has no room for it now."""
+        if self._parked is None and self._forwarding:
+            self._parked = frames
+            self._unpark()
+            return True
+        return not self._forwarding
 
     def pump_requests(self) -> int:
         """Client → kernel: at most a burst. How many were taken."""
@@ -88,7 +99,7 @@ class Lane:
         ``front_hwm`` replies unread.
         """
         for count in range(self._limits.burst):
-            frames = receive(self.back, self._limits)
+            frames = None if self.junk.paused else receive(self.back, self._limits)
             if frames is None:
                 return count
             if self._passes(self._judge_reply, frames, "message from the kernel"):
@@ -100,6 +111,8 @@ class Lane:
             return judge(self.channel, frames)
         except ProtocolError as error:
             self._report(f"dropped a {what} on {self.channel.value}: {error.fact}")
+            if judge is self._judge_reply:
+                self.junk.add()
             return False
 
 

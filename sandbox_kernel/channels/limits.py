@@ -13,11 +13,10 @@ _MIB: Final = 1024**2
 class MessageLimits:
     """Bytes, numbers of messages and seconds; the defaults suit one notebook kernel.
 
-    Worst case of memory, when the kernel floods and no client reads: ``iopub_hwm`` messages of
-    ``max_message_bytes`` within libzmq (each is held once, however many clients there are), as
-    many again as ``back_hwm`` on their way in, and ``iopub_queue_bytes`` plus
-    ``iopub_reserve_bytes`` in the proxy's own queue. libzmq counts *whole* messages and has no
-    bound for a multipart message that never ends: the supervisor needs a memory rlimit besides.
+    libzmq counts *whole* messages, of any size, and has no bound for a multipart message that never
+    ends. So what it holds is measured, see :mod:`.gauge`: beyond ``crowded_bytes`` nothing more is
+    handed to it for clients that do not read, and beyond ``full_bytes`` the links to the kernel are
+    cut, with all that is on its way. The supervisor's memory rlimit lies above both.
     """
 
     max_frame_bytes: int = 64 * _MIB
@@ -32,6 +31,20 @@ class MessageLimits:
     """A header or parent header, and a status: the only JSON that the proxy ever parses."""
     max_pending: int = 4096
     """Requests without an answer. Beyond it the oldest is forgotten, and its reply dropped."""
+    max_question_bytes: int = 1 * _MIB
+    """One message from the kernel on stdin: the prompt of an ``input()``."""
+    max_questions: int = 16
+    """Of those since a client answered one or began a cell. Others are dropped: they would fill the
+    memory of the supervisor, or of the server."""
+    junk_a_second: int = 1000
+    """Dropped messages from the kernel after which that link is not read until the next second."""
+
+    crowded_bytes: int = 128 * _MIB
+    """Memory for messages beyond which no more of it is filled with what a client does not read."""
+    full_bytes: int = 256 * _MIB
+    """Memory for messages at which the kernel is sending what no kernel sends."""
+    large_bytes: int = 64 * _KIB
+    """A reply that is dropped, and made good by an error, while memory is crowded."""
 
     front_hwm: int = 1000
     """Requests of one client that wait in libzmq, and replies that it has not read."""

@@ -22,6 +22,8 @@ class Request:
     """As the client sent it, checked: it becomes the parent header of what answers it."""
     msg_id: str
     msg_type: str
+    number: int = 0
+    """In order of arrival."""
     busy: bool = False
     replied: bool = False
     idled: bool = False
@@ -40,6 +42,7 @@ class PendingTable:
         self._capacity = capacity
         self._requests: dict[_Key, Request] = {}
         self._by_id: dict[str, Request] = {}
+        self._arrived = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -51,7 +54,10 @@ class PendingTable:
         self, channel: Channel, identities: tuple[bytes, ...], header: Header, raw: bytes
     ) -> bool:
         """A request was taken from a client. False if an older one had to be forgotten."""
-        request = Request(channel, identities, raw, header.msg_id, header.msg_type)
+        self._arrived += 1
+        request = Request(
+            channel, identities, raw, header.msg_id, header.msg_type, number=self._arrived
+        )
         full = len(self._requests) >= self._capacity
         if full:
             self.remove(next(iter(self._requests.values())))

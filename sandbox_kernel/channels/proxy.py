@@ -33,9 +33,10 @@ import zmq
 
 from ..errors import ChannelError, describe_errno
 from .announcements import Announcements
-from .answers import Answers
+from .answers import GIVEN_UP, Answers
 from .broadcast import Broadcast
 from .connection import Channel, ConnectionInfo
+from .gauge import Gauge
 from .heartbeat import Heartbeat
 from .judge import Judge
 from .lane import Lane
@@ -56,7 +57,8 @@ class Proxy:
     """Takes the sockets out of ``front_ends`` and removes its ipc files when it is closed.
 
     ``backend`` says where the kernel listens; it has the clients' key, since messages pass
-    unchanged. ``log`` gets a line now and then, never one with bytes from a message.
+    unchanged. ``log`` gets a line now and then, never one with bytes from a message. ``gauge`` is
+    the proxy's from now on.
 
     Raises:
         ChannelError: a socket could not be set up; ``front_ends`` is then closed.
@@ -69,14 +71,18 @@ class Proxy:
         backend: ConnectionInfo,
         limits: MessageLimits,
         log: Callable[[str], None],
+        gauge: Gauge,
     ) -> None:
         self._front_ends = front_ends
         self._backend = backend
         self._limits = limits
         self._report = Report(log, limits.log_seconds)
+        self._gauge = gauge
+        self._crowded = False
         self._failure: Failure | None = None
         self._poller: zmq.Poller | None = None
         self._interest: dict[Socket, int] = {}
+        self._fences_due: set[Channel] = set()
         self._monitors: dict[Channel, LinkMonitor] = {}
         self._context = zmq.Context()
         try:
@@ -104,6 +110,8 @@ class Proxy:
             front.setsockopt(zmq.XPUB_VERBOSER, 1)
         else:
             front.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if channel is Channel.STDIN:
+            front.sndhwm = self._limits.max_questions
         if info.curve_secretkey is not None and info.curve_publickey is not None:
             front.curve_secretkey = info.curve_secretkey
             front.curve_publickey = info.curve_publickey
@@ -139,7 +147,7 @@ class Proxy:
         self._answers = Answers(composer, self._broadcast, fronts, self._pending)
         self._announcements = Announcements(self._broadcast, composer)
         self._heartbeat = Heartbeat(fronts[Channel.HB])
-        judge = Judge(
+        self._judge = judge = Judge(
             signer, limits, self._pending, self._answers, self._announcements,
             self._heartbeat, report,
         )  # fmt: skip
@@ -156,6 +164,7 @@ class Proxy:
         ]  # fmt: skip
 
     def _abandon(self) -> None:
+        self._gauge.close()
         self._context.destroy(linger=0)
         self._front_ends.close()
 
@@ -195,6 +204,8 @@ class Proxy:
     def register(self, poller: zmq.Poller) -> None:
         """Have ``poller`` wait for all that :meth:`dispatch` handles, from now until close."""
         self._poller = poller
+        self._gauge.start()
+        poller.register(self._gauge.fileno(), zmq.POLLIN)
         self._update_interest()
 
     def dispatch(self, events: Mapping[Socket | int, int]) -> None:
@@ -204,9 +215,13 @@ class Proxy:
         """
         if self._poller is None:
             return
+        if self._gauge.is_due() or self._crowded:
+            self._look_at_memory()
         for channel, monitor in self._monitors.items():
             if events.get(monitor.socket):
                 self._look_at_link(channel, monitor)
+        if self._fences_due:
+            self._ask_for_fences()
         self._broadcast.flush()
         if events.get(self._broadcast.socket):
             self._broadcast.take_subscriptions()
@@ -224,9 +239,12 @@ class Proxy:
     def timeout_ms(self) -> int | None:
         """How long the poller may wait; ``None``: for ever.
 
-        Only while a client is slow is there something to be tried again without an event.
+        Only while a client is slow, or a link brings junk, is there something to be tried again
+        without an event.
         """
-        return self._broadcast.timeout_ms()
+        timeouts = [self._broadcast.timeout_ms(), self._upstream.junk.timeout_ms()]
+        timeouts += [lane.junk.timeout_ms() for lane in self._lanes]
+        return min((t for t in timeouts if t is not None), default=None)
 
     def announce(self, text: str) -> None:
         """Tell the user in the notebook: a line on the standard error of the next cell."""
@@ -267,7 +285,10 @@ class Proxy:
         self._flush(deadline)
         for socket in list(self._interest):
             self._set_interest(socket, 0)
+        if self._poller is not None:
+            self._poller.unregister(self._gauge.fileno())
         self._poller = None
+        self._gauge.close()
         for monitor in self._monitors.values():
             monitor.close()
         left = max(deadline - time.monotonic(), 0.1)
@@ -303,6 +324,23 @@ class Proxy:
             select.select([self._broadcast.socket], [], [], min(left, 0.01))
             self._broadcast.flush()
 
+    def _look_at_memory(self) -> None:
+        """See :class:`~.limits.MessageLimits`: hand out no more, or let go of what has no end."""
+        used = self._gauge.used(self._limits.crowded_bytes)
+        self._crowded = used > self._limits.crowded_bytes
+        self._broadcast.crowded = self._judge.crowded = self._crowded
+        if used <= self._limits.full_bytes:
+            return
+        for channel in Channel:  # whole messages leave the way, or are dropped
+            self._pump_back(channel)
+        if self._gauge.used(self._limits.full_bytes) > self._limits.full_bytes:
+            self._report(
+                "cut the links to the kernel: what it sends takes more than "
+                f"{self._limits.full_bytes} bytes, as of a message without an end"
+            )
+            for monitor in self._monitors.values():
+                monitor.cut()
+
     def _look_at_link(self, channel: Channel, monitor: LinkMonitor) -> None:
         self._pump_back(channel)
         if monitor.was_restored():
@@ -312,13 +350,27 @@ class Proxy:
                 "something that is not ZMTP; messages were lost"
             )
             self._answers.after_a_cut(channel)
+            if channel in (Channel.SHELL, Channel.CONTROL):
+                self._fences_due.add(channel)
+        if monitor.given_up and self._failure is None:
+            self._report(f"gave up the link to the kernel's {channel.value} channel: cut too often")
+            self._failure = GIVEN_UP
+            for lane in self._lanes:
+                lane.stop_forwarding()
+
+    def _ask_for_fences(self) -> None:
+        """After a cut, when there is room; see :meth:`.answers.Answers.fence`."""
+        for lane in self._lanes:
+            due = lane.channel in self._fences_due
+            if due and lane.ask(self._answers.fence(lane.channel)):
+                self._fences_due.remove(lane.channel)
 
     def _update_interest(self) -> None:
         for lane in self._lanes:
             for socket, flags in lane.interest().items():
                 self._set_interest(socket, flags)
-        for socket in (self._broadcast.socket, self._upstream.socket):
-            self._set_interest(socket, zmq.POLLIN)
+        self._set_interest(self._broadcast.socket, zmq.POLLIN)
+        self._set_interest(self._upstream.socket, 0 if self._upstream.junk.paused else zmq.POLLIN)
         for monitor in self._monitors.values():
             self._set_interest(monitor.socket, zmq.POLLIN)
 

@@ -17,6 +17,7 @@ import zmq
 from ..errors import ProtocolError
 from .answers import LOST, Answers
 from .broadcast import Broadcast
+from .junk import Junk
 from .limits import MessageLimits
 from .messages import (
     DELIMITER,
@@ -57,17 +58,19 @@ class Upstream:
         self._pending = pending
         self._answers = answers
         self._report = report
+        self.junk = Junk(limits.junk_a_second)
 
     def pump(self) -> int:
         """Kernel → clients: at most a burst. How many were taken."""
         for count in range(self._limits.burst):
-            frames = self._receive()
+            frames = None if self.junk.paused else self._receive()
             if frames is None:
                 return count
             try:
                 self._take(frames)
             except ProtocolError as error:
                 self._report(f"dropped a message from the kernel on iopub: {error.fact}")
+                self.junk.add()
         return self._limits.burst
 
     def _receive(self) -> list[Frame] | None:

@@ -125,6 +125,7 @@ def _build_walls(plan: InitPlan, channel: socket.socket) -> Observed:
     prctl(Prctl.SET_DUMPABLE, 1)
     sources = rootfs.open_sources(plan.mounts)
     namespaces.bound_user_namespaces()
+    namespaces.bound_shared_counts()
     capabilities.become(plan.ids.uid, plan.ids.gid, drop_groups=not plan.ids.denies_setgroups)
     prctl(Prctl.SET_DUMPABLE, 1)  # the change of ids cleared it, and /proc/self must stay ours
     reached(Step.ROOTFS)

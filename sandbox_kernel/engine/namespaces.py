@@ -42,6 +42,12 @@ _LIMITS: Final = {
 }
 
 
+#: Counted for the user of the host in all his user namespaces together, and bounded by no cgroup:
+#: a kernel that used them up would leave none to his editor outside.
+_SHARED_COUNTS: Final = ("user/max_inotify_instances", "user/max_inotify_watches")
+#: What one sandbox may have of each: an eighth.
+_SHARE: Final = 8
+
 #: The limits as they were before this process had a user namespace of its own: each namespace has
 #: limits of its own, and those of all above hold too, but only the own ones can be read.
 _outer_limits: dict[str, str | None] = {}
@@ -49,7 +55,8 @@ _outer_limits: dict[str, str | None] = {}
 
 def unshare_user() -> None:
     """Enter a new user namespace. The caller must have one thread; the maps are still empty."""
-    _outer_limits.update({name: _read(_SYSCTL / name) for name in _LIMITS.values()})
+    names = (*_LIMITS.values(), *_SHARED_COUNTS)
+    _outer_limits.update({name: _read(_SYSCTL / name) for name in names})
     _unshare(CloneFlag.NEWUSER, "user")
 
 
@@ -79,14 +86,25 @@ def bound_user_namespaces() -> None:
 
     A second wall beside seccomp. The file belongs to the user namespace that mounted /proc.
     """
-    for name in ("max_user_namespaces",):
-        path = _SYSCTL / "user" / name
-        try:
-            path.write_text("0")
-        except OSError as error:
-            raise NamespaceError(
-                f"{path} could not be set to 0", cause=describe_errno(error.errno or 0)
-            ) from error
+    _write_limit("user/max_user_namespaces", 0)
+
+
+def bound_shared_counts() -> None:
+    """Called by the init: inotify is counted for the user outside, who must keep most of it."""
+    for name in _SHARED_COUNTS:
+        outer = _outer_limits.get(name)
+        if outer is not None:  # else Linux was built without inotify
+            _write_limit(name, int(outer) // _SHARE)
+
+
+def _write_limit(name: str, value: int) -> None:
+    path = _SYSCTL / name
+    try:
+        path.write_text(str(value))
+    except OSError as error:
+        raise NamespaceError(
+            f"{path} could not be set to {value}", cause=describe_errno(error.errno or 0)
+        ) from error
 
 
 def _zero_clocks() -> None:

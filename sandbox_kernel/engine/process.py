@@ -13,9 +13,8 @@ from typing import Final, NoReturn
 
 from ..syscalls import Prctl, close_range, prctl
 
-#: (resource, soft, hard) of the kernel and all its children; what cgroups do not bound.
+#: (resource, limit) of the kernel and all its children; what cgroups do not bound.
 KERNEL_RLIMITS: Final[tuple[tuple[int, int], ...]] = (
-    (resource.RLIMIT_CORE, 0),
     (resource.RLIMIT_MEMLOCK, 64 * 1024 * 1024),
     (resource.RLIMIT_MSGQUEUE, 819_200),
     (resource.RLIMIT_SIGPENDING, 4_096),
@@ -128,7 +127,10 @@ def apply_rlimits(wanted: Sequence[tuple[str, int]] = ()) -> None:
     ``wanted`` are further limits by name, such as ``("nofile", 1024)``; of two the lower one holds.
     """
     own = [(getattr(resource, f"RLIMIT_{name.upper()}"), value) for name, value in wanted]
+    forbid_core_files()
     for kind, value in (*KERNEL_RLIMITS, *own):
+        if kind == resource.RLIMIT_CORE:
+            continue  # there is none already
         soft, hard = resource.getrlimit(kind)
         lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
         keep_soft = lower if soft == resource.RLIM_INFINITY else min(soft, lower)
@@ -140,9 +142,23 @@ def limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
+def forbid_core_files() -> None:
+    """No core dump of this process and its children, into a file or into a program of the host.
+
+    Where ``core_pattern`` is a pipe Linux starts its program, as the host's root, whatever the
+    limit is: also with 0. With 1 alone it does not (the mark of a program that handles a dump and
+    crashes itself), and a file of one byte is less than any dump, so 1 forbids both. A hard limit
+    that is 0 already stays.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 1 if hard == resource.RLIM_INFINITY else min(hard, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def no_core_dump() -> None:
-    """For processes that hold the connection key: no core file, no /proc/PID/mem for others."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """For the launcher, and for who holds the connection key: no dump at all, and no /proc/PID/mem
+    or ptrace by other processes of the user."""
+    forbid_core_files()
     prctl(Prctl.SET_DUMPABLE, 0)
 
 

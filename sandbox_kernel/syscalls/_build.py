@@ -98,8 +98,10 @@ int sk_landlock_create_ruleset(uint64_t fs, uint64_t net, uint64_t scoped, size_
                                unsigned int flags);
 int sk_landlock_abi(void);
 int sk_landlock_add_path(int ruleset, uint64_t access, int parent);
+int sk_landlock_add_port(int ruleset, uint64_t access, uint64_t port);
 int sk_landlock_restrict_self(int ruleset, unsigned int flags);
 int sk_close_range(unsigned int first, unsigned int last, unsigned int flags);
+void sk_malloc_trim(void);
 """
 
 _SOURCE_HEAD = r"""
@@ -108,6 +110,7 @@ _SOURCE_HEAD = r"""
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -145,6 +148,7 @@ _SOURCE_HEAD = r"""
 #endif
 #define SK_KEYCTL_JOIN_SESSION_KEYRING 1
 #define SK_LANDLOCK_RULE_PATH_BENEATH 1
+#define SK_LANDLOCK_RULE_NET_PORT 2
 """
 
 _SOURCE_FUNCTIONS = r"""
@@ -152,6 +156,7 @@ struct sk_mount_attr { uint64_t attr_set, attr_clr, propagation, userns_fd; };
 struct sk_open_how { uint64_t flags, mode, resolve; };
 struct sk_landlock_ruleset { uint64_t fs, net, scoped; };
 struct sk_landlock_path { uint64_t access; int32_t parent; } __attribute__((packed));
+struct sk_landlock_port { uint64_t access, port; };
 
 static int sk_unshare(int flags) { return unshare(flags); }
 static int sk_setns(int fd, int nstype) { return setns(fd, nstype); }
@@ -222,10 +227,21 @@ static int sk_landlock_add_path(int ruleset, uint64_t access, int parent)
     struct sk_landlock_path attr = { access, parent };
     return (int)syscall(SYS_landlock_add_rule, ruleset, SK_LANDLOCK_RULE_PATH_BENEATH, &attr, 0);
 }
+static int sk_landlock_add_port(int ruleset, uint64_t access, uint64_t port)
+{
+    struct sk_landlock_port attr = { access, port };
+    return (int)syscall(SYS_landlock_add_rule, ruleset, SK_LANDLOCK_RULE_NET_PORT, &attr, 0);
+}
 static int sk_landlock_restrict_self(int ruleset, unsigned int flags)
 { return (int)syscall(SYS_landlock_restrict_self, ruleset, flags); }
 static int sk_close_range(unsigned int first, unsigned int last, unsigned int flags)
 { return (int)syscall(SYS_close_range, first, last, flags); }
+static void sk_malloc_trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 """
 
 

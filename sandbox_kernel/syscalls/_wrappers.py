@@ -31,6 +31,11 @@ def unshare(flags: CloneFlag) -> None:
         fail(f"unshare({flags.name})")
 
 
+def malloc_trim() -> None:
+    """``malloc_trim(3)``: what was freed goes back to the system. For glibc alone."""
+    lib.sk_malloc_trim()
+
+
 def setns(fd: int, nstype: CloneFlag) -> None:
     """``setns(2)`` to the namespace (or, for a pidfd, the namespaces) that ``fd`` refers to."""
     if lib.sk_setns(fd, int(nstype)) < 0:
@@ -173,6 +178,12 @@ def landlock_add_path(ruleset: int, access: int, parent: int) -> None:
     """``landlock_add_rule(2)``: allow ``access`` beneath the O_PATH descriptor ``parent``."""
     if lib.sk_landlock_add_path(ruleset, access, parent) < 0:
         fail("landlock_add_rule")
+
+
+def landlock_add_port(ruleset: int, access: int, port: int) -> None:
+    """``landlock_add_rule(2)``: allow ``access`` to the TCP port ``port``, whatever the address."""
+    if lib.sk_landlock_add_port(ruleset, access, port) < 0:
+        fail("landlock_add_rule", f"port {port}")
 
 
 def landlock_restrict_self(ruleset: int) -> None:

@@ -7,7 +7,8 @@ the request is JSON. It says one line of JSON a start, see :class:`Start`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import ctypes
+import importlib
 import json
 import os
 import subprocess
@@ -16,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox_kernel.engine import container, idmap, process, rootfs, seccomp
+from sandbox_kernel.engine import container, idmap, process, rootfs, seccomp, steps
 from sandbox_kernel.engine.init import InitPlan, Workload
 from sandbox_kernel.engine.network import Link
 from sandbox_kernel.errors import SandboxError
-from sandbox_kernel.hostpaths import real_path
+from sandbox_kernel.hostpaths import real_path, resolve
 from sandbox_kernel.spec import SandboxSpec, parse_spec
 
 READS = 20
@@ -36,12 +37,57 @@ class Start:
     """What the workload read of the file that it was told, each text once."""
 
 
-def starts(count: int, config: dict[str, Any], *, cwd: Path, read: str, home: Path) -> list[Start]:
+@dataclass(frozen=True)
+class Exchange:
+    """Two paths that are swapped once in each start: as it comes to ``step``, or as soon as the
+    source ``opened`` has been opened."""
+
+    first: str
+    second: str
+    step: str = ""
+    opened: str = ""
+
+    def arrange(self) -> None:
+        """In the process that starts one container."""
+        steps.observe(lambda step: self.swap() if step.name == self.step else None)
+        build: Any = importlib.import_module("sandbox_kernel.engine.rootfs.build")
+        openat2 = build.openat2
+
+        def watched(folder: int, path: str, flags: int, **more: Any) -> int:
+            found = openat2(folder, path, flags, **more)
+            if path == self.opened:
+                self.swap()
+            return found
+
+        build.openat2 = watched
+
+    def swap(self) -> None:
+        here, exchange = -100, 2
+        paths = os.fsencode(self.first), os.fsencode(self.second)
+        if ctypes.CDLL(None, use_errno=True).renameat2(here, paths[0], here, paths[1], exchange):
+            raise OSError(ctypes.get_errno(), self.first)
+
+
+def starts(
+    count: int,
+    config: dict[str, Any],
+    *,
+    cwd: Path,
+    read: str,
+    home: Path,
+    exchange: Exchange | None = None,
+) -> list[Start]:
     """Start ``count`` containers, one after the other, that read the file ``read`` inside.
 
     Each reads it :data:`READS` times: what is there may change meanwhile.
     """
-    request = {"count": count, "config": config, "cwd": str(cwd), "read": read}
+    request = {
+        "count": count,
+        "config": config,
+        "cwd": str(cwd),
+        "read": read,
+        "exchange": asdict(exchange) if exchange else None,
+    }
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(request)],
         stdout=subprocess.PIPE,
@@ -71,6 +117,8 @@ def _start(
     spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any], end: int
 ) -> int:
     """In the fork: what a supervisor does, from resolving the paths until the workload ends."""
+    if request["exchange"]:
+        Exchange(**request["exchange"]).arrange()
     try:
         found = _run(spec, facts, program, request)
     except SandboxError as error:
@@ -82,8 +130,8 @@ def _start(
 def _run(
     spec: SandboxSpec, facts: rootfs.HostFacts, program: bytes, request: dict[str, Any]
 ) -> Start:
-    mounts = tuple(dataclasses.replace(m, source=real_path(m.source)) for m in spec.mounts)
-    spec, cwd = dataclasses.replace(spec, mounts=mounts), real_path(request["cwd"])
+    cwd = real_path(request["cwd"])
+    spec = resolve(spec, cwd, facts)
     ids = idmap.plan(spec.identity, 0, uid=os.getuid(), gid=os.getgid(), user=facts.user)
     plan = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     container.enter_boundary(ids)

@@ -21,7 +21,7 @@ import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file as jupyter_connection_file
 
-from sandbox_kernel.channels import ConnectionInfo, MessageLimits, Proxy, bind_front_ends
+from sandbox_kernel.channels import ConnectionInfo, Gauge, MessageLimits, Proxy, bind_front_ends
 
 TIMEOUT: Final = 30
 KINDS: Final = ("ipc", "tcp", "ipc+curve", "tcp+curve")
@@ -40,6 +40,7 @@ def _serve(front: dict[str, Any], back: dict[str, Any], limits: dict[str, Any]) 
         backend=ConnectionInfo.from_dict(back),
         limits=MessageLimits(**limits),
         log=log.append,
+        gauge=Gauge(),
     )
     poller = zmq.Poller()
     poller.register(0, zmq.POLLIN)

@@ -301,6 +301,9 @@ def test_a_reply_that_is_too_large_becomes_an_error(stand: Stand) -> None:
     content = reply_to(client, msg_id)["content"]
     assert (content["status"], content["ename"]) == ("error", "MessageLost")
     published(client, msg_id)
+    fence, asked = stand.kernel.take()
+    assert asked["msg_type"] == "kernel_info_request", "the proxy asks whether more was lost"
+    stand.kernel.finish(fence, asked)
     stand.still_works(client)
     assert stand.proxy.do("state")["pending"] == 0
 

@@ -658,7 +658,7 @@ def test_limits_of_what_no_cgroup_bounds(client: BlockingKernelClient) -> None:
         return {n: list(resource.getrlimit(getattr(resource, f"RLIMIT_{n}"))) for n in names}
 
     seen = inside(client, limits)
-    assert seen["CORE"] == [0, 0]
+    assert set(seen["CORE"]) == {1}, "0 lets a pipe in core_pattern take a dump"
     assert seen["RTPRIO"] == [0, 0]
     for name, most in {"MSGQUEUE": 819_200, "SIGPENDING": 4096, "MEMLOCK": 64 * MIB}.items():
         assert 0 <= seen[name][1] <= most, name

@@ -415,14 +415,19 @@ def test_a_mount_that_leads_to_a_secret_through_a_symlink(tmp_path: Path, home: 
     (home / "project" / "data").symlink_to(home / ".ssh")
     (home / "project" / "up").symlink_to(home)
     project = home / "project"
+    data = {"mounts": [{"source": str(project / "data"), "target": "/data"}]}
+    up = {"mounts": [{"source": str(project / "up" / ".ssh"), "target": "/data"}]}
     for config, cwd in (
-        ({"mounts": [{"source": str(project / "data"), "target": "/data"}]}, project),
-        ({"mounts": [{"source": str(project / "up" / ".ssh"), "target": "/data"}]}, project),
+        (data | {"workspace": "ro"}, project),
+        (up | {"workspace": "overlay"}, project),
         ({"workspace_path": str(project / "data")}, project),
         ({}, project / "data"),
     ):
         error = refusal(tmp_path, config, cwd=cwd)
         assert str(error).startswith(f"{home}/.ssh cannot be shown inside"), config
+    for config in (data, up):
+        error = refusal(tmp_path, config, cwd=project)
+        assert "is a symbolic link, in a folder that a kernel can write" in str(error), config
 
 
 def test_a_cache_that_leads_to_a_secret_is_not_shown(tmp_path: Path, home: Path) -> None:
@@ -512,7 +517,7 @@ def test_a_source_that_becomes_a_symlink_never_leaks(tmp_path: Path, home: Path)
         seen = starts(50, config, cwd=project, read="/data/id_ed25519", home=home)
         assert count() > 1000
     assert {text for start in seen for text in start.texts} == {"harmless"}
-    reasons = ("cannot be shown inside", "(ELOOP)", "cannot be resolved")
+    reasons = ("is a symbolic link", "(ELOOP)", "cannot be resolved")
     for start in seen:
         assert start.texts or any(reason in start.refusal for reason in reasons), start
 

@@ -13,7 +13,7 @@ import pytest
 from sandbox_kernel import hostpaths
 from sandbox_kernel.engine.idmap import IdMapping, IdPlan
 from sandbox_kernel.engine.rootfs import HostFacts
-from sandbox_kernel.errors import SetupError, SpecError
+from sandbox_kernel.errors import MountError, SetupError, SpecError
 from sandbox_kernel.hostpaths import (
     check_writable,
     real_path,
@@ -222,3 +222,39 @@ def test_a_path_that_is_exchanged_while_it_is_looked_at(monkeypatch: pytest.Monk
     with pytest.raises(SetupError) as caught:
         real_path("/srv/a")
     assert caught.value.message == "/srv/a cannot be resolved: invalid argument (EINVAL)"
+
+
+# -- links in the way of a mount -----------------------------------------------------------------
+
+
+def mounted(tmp_path: Path, source: Path, **config: Any) -> str:
+    """Where ``source`` really lies, for a kernel in ``work``."""
+    mounts = [{"source": str(source), "target": "/data"}, *config.pop("more", [])]
+    spec = parse_spec({"mounts": mounts, **config})
+    return resolve(spec, str(tmp_path / "work"), FACTS).mounts[0].source
+
+
+def test_a_link_that_a_kernel_could_have_made_is_refused(tmp_path: Path) -> None:
+    """In the workspace or in a writable mount, last or on the way."""
+    for folder in ("work", "other", "secret/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("work", "other"):
+        (tmp_path / folder / "link").symlink_to(tmp_path / "secret")
+        more = [{"source": str(tmp_path / "other"), "mode": "rw"}] if folder == "other" else []
+        for source in (tmp_path / folder / "link", tmp_path / folder / "link" / "deep"):
+            with pytest.raises(MountError, match="is a symbolic link, in a folder that a kernel"):
+                mounted(tmp_path, source, more=more)
+
+
+def test_a_link_elsewhere_is_followed(tmp_path: Path) -> None:
+    for folder in ("work", "real/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "one").symlink_to("real")
+    (tmp_path / "two").symlink_to(tmp_path / "one" / "deep" / ".." / "deep")
+    assert mounted(tmp_path, tmp_path / "two") == str(tmp_path / "real" / "deep")
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "real")
+    seen = mounted(tmp_path, tmp_path / "work" / "link", workspace="ro")
+    assert seen == str(tmp_path / "real")
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(MountError, match="ELOOP"):
+        mounted(tmp_path, tmp_path / "round")

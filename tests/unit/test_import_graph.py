@@ -27,7 +27,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
-    frozenset({"lifeline", "hostpaths", "capevents"}),
+    frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe"}),
     frozenset({"control"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
@@ -43,7 +43,7 @@ ENGINE_COMPOSERS: Final = frozenset({"container", "init"})
 #: Names that all of engine/ shares; they import nothing of engine/.
 ENGINE_VOCABULARY: Final = frozenset({"steps"})
 #: module of engine/ → the concept that it is a part of.
-ENGINE_PARTS: Final = {"seccomp_profile": "seccomp"}
+ENGINE_PARTS: Final = {"seccomp_profile": "seccomp", "seccomp_supervisor": "seccomp"}
 
 #: layer member → top-level packages that it must not know.
 FOREIGN: Final[dict[str, frozenset[str]]] = {

@@ -247,3 +247,15 @@ def test_a_path_that_can_be_none_raises_nothing(path: str) -> None:
 def test_whatever_comes(raw: bytes) -> None:
     for file in parse(raw):
         assert file.path.startswith("/")
+
+
+def test_what_is_recorded_after_the_end_of_recording_is_lost(tmp_path: Path) -> None:
+    """Who takes the supervisor over later has no way to name a file to the launcher."""
+    reader, writer = os.pipe()
+    leftovers = Leftovers(writer)
+    leftovers.record(str(tmp_path))
+    leftovers.close()
+    leftovers.close()
+    leftovers.record("/etc/passwd")
+    with os.fdopen(reader, "rb") as pipe:
+        assert [file.path for file in parse(pipe.read())] == [str(tmp_path)]

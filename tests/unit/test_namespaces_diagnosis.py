@@ -180,3 +180,23 @@ def test_a_second_wall_that_cannot_be_built_is_an_error(
     sysctl(tmp_path, **{"user/max_user_namespaces": "15000"})
     namespaces.bound_user_namespaces()
     assert (tmp_path / "user/max_user_namespaces").read_text() == "0"
+
+
+def test_one_sandbox_gets_an_eighth_of_the_users_inotify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file says inside does not count: a new namespace starts with a number of its own."""
+    names = ("user/max_inotify_instances", "user/max_inotify_watches")
+    monkeypatch.setattr(namespaces, "_SYSCTL", tmp_path)
+    monkeypatch.setattr(namespaces, "_outer_limits", dict(zip(names, ("128", "8192"), strict=True)))
+    sysctl(tmp_path, **dict.fromkeys(names, "2147483647"))
+    namespaces.bound_shared_counts()
+    assert [(tmp_path / name).read_text() for name in names] == ["16", "1024"]
+
+
+def test_a_linux_without_inotify_has_nothing_to_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(namespaces, "_SYSCTL", tmp_path)
+    monkeypatch.setattr(namespaces, "_outer_limits", {})
+    namespaces.bound_shared_counts()

@@ -50,6 +50,7 @@ from sandbox_kernel.engine.rootfs.plan import (
     READ_ONLY,
     SECRETS,
     is_within,
+    masked,
 )
 from sandbox_kernel.errors import MountError, SpecError, describe_errno
 from sandbox_kernel.hostpaths import resolve, with_links
@@ -483,7 +484,14 @@ def test_no_layer_where_nothing_is_hidden(mode: str) -> None:
 
 def test_nothing_outside_the_python_environment_is_hidden_by_a_mask() -> None:
     plan = make({"workspace": "ro", "hide": ["/srv/k"]} | mount("/srv", "/data"), cwd=HOME)
-    assert {op.target for op in of(plan, Mask)} == set(MASKED)
+    assert {op.target for op in of(plan, Mask)} == set(masked(1))
+
+
+def test_the_throttling_of_every_processor_is_masked() -> None:
+    plan = make(processors=3)
+    assert {op.target for op in of(plan, Mask)} == {
+        *MASKED, *(f"/sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in (0, 1, 2))
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["ro", "overlay"])

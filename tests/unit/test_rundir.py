@@ -436,3 +436,11 @@ def test_a_parent_that_vanishes_while_it_is_checked_leads_nowhere_else(
     monkeypatch.setattr(rundir, "_check", check)
     environment = {"XDG_RUNTIME_DIR": str(base), "JUPYTER_RUNTIME_DIR": str(second)}
     assert make(KERNEL, environment=environment).parent.parent == base
+
+
+def test_what_it_takes_to_remove_an_emptied_directory(tmp_path: Path) -> None:
+    parent = tmp_path / "sandbox-kernel"
+    ours = parent / "kernel.12.34"
+    sockets = [str(ours / "k-1"), str(ours / "k-2"), str(tmp_path / "elsewhere" / "k-1")]
+    assert rundir.emptied_from(sockets) == (parent, tmp_path)
+    assert rundir.emptied_from([]) == ()

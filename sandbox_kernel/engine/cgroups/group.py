@@ -190,6 +190,13 @@ class KernelCgroup:
         return KernelCgroup(name, leaves, warnings)
 
     @property
+    def shared_by_total(self) -> tuple[Path, ...]:
+        """The delegated directories, where the leaves are in a user's own: :meth:`remove` locks
+        them and removes that one with its last kernel."""
+        above = [leaf.path.parent for leaf in self.leaves]
+        return tuple(path.parent for path in above if total.is_a_users(path))
+
+    @property
     def can_pause(self) -> bool:
         """Is there a freezer?"""
         return any(v.version is Version.V2 or "freezer" in v.controllers for v in self.leaves)

@@ -37,6 +37,11 @@ def directory_of(delegated: Path, uid: int) -> Path:
     return delegated / f"user-{uid}"
 
 
+def is_a_users(directory: Path) -> bool:
+    """Is it one that :func:`enter` made?"""
+    return _NAME.fullmatch(directory.name) is not None
+
+
 def enter(
     places: Sequence[Place],
     total: UserTotal,
@@ -80,7 +85,7 @@ def leaf_above(leaf: Leaf) -> Leaf | None:
 def leave(directories: Iterable[Path], files: Files) -> None:
     """Remove those that are a user's and that no kernel is in any more. Never raises."""
     for path in dict.fromkeys(directories):
-        if _NAME.fullmatch(path.name):
+        if is_a_users(path):
             with contextlib.suppress(OSError), files.locked(path.parent):
                 if path.is_dir() and not files.children(path):
                     files.rmdir(path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from .build import Sources, build, open_sources, pivot
 from .facts import HostFacts, collect_facts
 from .operations import Operation
-from .plan import EXECUTED_OUTSIDE, SECRETS, plan_rootfs, writable_targets
+from .plan import EXECUTED_OUTSIDE, SECRETS, is_within, plan_rootfs, writable_targets
 
 __all__ = [
     "EXECUTED_OUTSIDE",
@@ -21,6 +21,7 @@ __all__ = [
     "Sources",
     "build",
     "collect_facts",
+    "is_within",
     "open_sources",
     "pivot",
     "plan_rootfs",

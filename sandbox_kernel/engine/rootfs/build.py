@@ -71,6 +71,8 @@ class Source:
 
     fd: int
     is_directory: bool
+    origin: int
+    """What was cloned, as O_PATH among the mounts of the host."""
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Sources:
     def close(self) -> None:
         for source in self.by_index.values():
             os.close(source.fd)
+            os.close(source.origin)
         self.by_index.clear()
 
 
@@ -95,12 +98,13 @@ def open_sources(plan: tuple[Operation, ...]) -> Sources:
     sources = Sources()
     with ExitStack() as stack:
         stack.callback(sources.close)
+        folders: dict[str, int] = {}
         for index, operation in enumerate(plan):
             if isinstance(operation, (Bind, Overlay)):
-                follow = isinstance(operation, Bind) and operation.follow
-                source = _clone(operation.source, operation.absent, follow=follow)
+                source = _source(operation, folders)
                 if source is not None:
                     sources.by_index[index] = source
+                    folders.setdefault(operation.source, source.origin)
             elif isinstance(operation, Device):
                 sources.by_index[index] = _clone_device(operation)
         stack.pop_all()
@@ -122,10 +126,33 @@ def make_private() -> None:
 _NOT_THERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP)
 
 
+def _source(operation: Bind | Overlay, folders: dict[str, int]) -> Source | None:
+    """The clone of an operation's source. ``folders`` are the origins so far, by path.
+
+    What lies in one of them is looked up from *its* descriptor: whoever exchanges the workspace
+    between two look-ups would else have the .git of one folder protected, and show another.
+    """
+    path = operation.source
+    if isinstance(operation, Bind) and operation.follow:
+        return _clone(path, operation.absent, follow=True)
+    above = max((f for f in folders if path.startswith(f"{f}/")), key=len, default=None)
+    if above is None:
+        return _clone(path, operation.absent, follow=False)
+    beneath = Resolve.BENEATH | Resolve.NO_SYMLINKS
+    return _clone_at(folders[above], path[len(above) + 1 :], beneath, path, operation.absent)
+
+
 def _clone(path: str, absent: Absent, *, follow: bool) -> Source | None:
     resolve = Resolve.NO_MAGICLINKS if follow else Resolve.NO_SYMLINKS
+    return _clone_at(AT_FDCWD, path, resolve, path, absent)
+
+
+def _clone_at(
+    folder: int, relative: str, resolve: Resolve, path: str, absent: Absent
+) -> Source | None:
+    """``path`` is for people: what ``relative`` is, seen from ``folder``."""
     try:
-        fd = openat2(AT_FDCWD, path, os.O_PATH, resolve=resolve)
+        fd = openat2(folder, relative, os.O_PATH, resolve=resolve)
     except SyscallError as error:
         if absent is Absent.SKIP and error.errno in _NOT_THERE:
             return None
@@ -134,18 +161,20 @@ def _clone(path: str, absent: Absent, *, follow: bool) -> Source | None:
         ) from error
     try:
         kind = os.fstat(fd).st_mode
-        return Source(_detach(fd, path), stat.S_ISDIR(kind))
-    finally:
+        return Source(_detach(fd, path), stat.S_ISDIR(kind), fd)
+    except BaseException:
         os.close(fd)
+        raise
 
 
 def _clone_device(device: Device) -> Source:
     fd = os.open(device.target, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         _check_device(fd, device)
-        return Source(_detach(fd, device.target), False)
-    finally:
+        return Source(_detach(fd, device.target), False, fd)
+    except BaseException:
         os.close(fd)
+        raise
 
 
 def _check_device(fd: int, device: Device) -> None:

@@ -29,6 +29,8 @@ class HostFacts:
     """Where logins look besides ``home``: the password database's home, if it is another one."""
     executed: tuple[str, ...] = ()
     """Where the names of ``plan.EXECUTED_OUTSIDE`` really lie, as far as they are links."""
+    processors: int = 1
+    """How many the machine can have, those that are off included."""
 
     @property
     def homes(self) -> tuple[str, ...]:
@@ -88,8 +90,9 @@ def collect_facts() -> HostFacts:
     guard = other != home and (other == "/root" or other not in _NEVER)
     other_homes = (other,) if guard else ()
     return HostFacts(
-        entry.pw_name, group, home, prefixes, system_directories(), aliases, other_homes
-    )
+        entry.pw_name, group, home, prefixes, system_directories(), aliases, other_homes,
+        processors=os.sysconf("SC_NPROCESSORS_CONF"),
+    )  # fmt: skip
 
 
 def _may_be_home(path: str) -> bool:

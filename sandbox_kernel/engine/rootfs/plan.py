@@ -50,8 +50,11 @@ MASKED: Final = (
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
     "/proc/timer_stats", "/proc/vmallocinfo", "/proc/slabinfo", "/proc/modules",
     "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/kernel/debug", "/sys/kernel/security",
-    "/sys/kernel/tracing", "/sys/fs/bpf", "/sys/devices/system/cpu/cpu0/thermal_throttle",
+    "/sys/kernel/tracing", "/sys/fs/bpf",
 )  # fmt: skip
+
+#: Counts what a processor is kept from, and so what others let it do; each has its own.
+THERMAL: Final = "/sys/devices/system/cpu/cpu{}/thermal_throttle"
 
 READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
@@ -106,11 +109,16 @@ def plan_rootfs(
         *_made_up(spec, facts, uid, gid),
         *_own_file_systems(spec, uid),
         *user,
-        *(Mask(path) for path in MASKED),
+        *(Mask(path) for path in masked(facts.processors)),
         *(ReadOnly(path) for path in READ_ONLY),
         *_secrets(spec, facts),
         Seal("/dev"),
     )
+
+
+def masked(processors: int) -> tuple[str, ...]:
+    """Everything that is hidden of /proc and /sys, on a machine with so many processors."""
+    return (*MASKED, *(THERMAL.format(number) for number in range(processors)))
 
 
 def writable_targets(plan: tuple[Operation, ...]) -> tuple[str, ...]:
