@@ -79,6 +79,7 @@ RUNS = (
 MORE = (
     Run("whole", "stock", "delegated", SUITES, _AS_DEBIAN, "v2-scope"),
     Run("cgroups", "deleg", "prepared", CGROUPS, ("cgroup-v1",), "v2-prepared"),
+    Run("escape", "stock", "delegated", ("escape",), _AS_DEBIAN, ""),
     Run("service", "deleg", "service", SCOPE, (), "v2-scope-all"),
 )
 """Made if they are asked for: emulated, they take too long for each change."""
