@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from .errors import ControlError, KernelStartError, ProtocolError, SandboxError,
 from .protocol import (
     Accepted,
     Ask,
+    Bind,
     Done,
     Exited,
     Failed,
@@ -38,6 +39,7 @@ from .protocol import (
     Start,
     Started,
     Usage,
+    Waits,
     parse_from_supervisor,
 )
 
@@ -116,8 +118,8 @@ class Launcher:
         return launchers
 
 
-def launcher_command(python: str) -> tuple[str, ...]:
-    """How the launcher of the interpreter ``python`` is run.
+def launcher_command(python: str, preload: Sequence[str] = ()) -> tuple[str, ...]:
+    """How the launcher of the interpreter ``python`` is run, with modules to import ahead.
 
     ``sys.path`` loses the working directory before anything is imported: nothing there can stand in
     for what is installed. (``-P`` would do it, but kernels and their children would inherit the
@@ -127,7 +129,8 @@ def launcher_command(python: str) -> tuple[str, ...]:
     program = (
         "import sys; del sys.path[0]; from sandbox_kernel.launcher import main; sys.exit(main())"
     )
-    return (python, "-Xfrozen_modules=off", "-c", program)
+    more = ("--preload", ",".join(preload)) if preload else ()
+    return (python, "-Xfrozen_modules=off", "-c", program, *more)
 
 
 class Sandbox:
@@ -139,6 +142,8 @@ class Sandbox:
         self.lifeline = lifeline
         self.started: Started | None = None
         self.exited: Exited | None = None
+        self.waits = False
+        """It is of the pool, complete, and nobody's yet."""
         self.paused = False
         """As the supervisor has said."""
         self._asked: dict[int, Ask] = {}
@@ -224,8 +229,11 @@ class Sandbox:
         match message:
             case Accepted() if len(fds) == 1 and self._supervisor_pidfd < 0:
                 self._supervisor_pidfd = fds.pop()
+            case Waits():
+                self.waits = True
             case Started():
                 self.started = message
+                self.waits = False
             case Failed():
                 self.exited = Exited(1, message.error.message)
                 if self.started is None:
@@ -249,6 +257,15 @@ class Sandbox:
                 cause="it was killed, or the launcher could not load; the server's log says more",
             )
         return self.exited
+
+    def bind(self, order: Bind) -> None:
+        """Make a sandbox of the pool that of one kernel: :attr:`started` is set when it is.
+
+        Raises:
+            OSError: it has ended.
+            ProtocolError: the environment is too large.
+        """
+        messages.send(self.lifeline, order.to_message())
 
     def send(self, order: FromClient) -> None:
         """Send a signal or a kill. Never raises: a sandbox that has ended needs neither."""

@@ -1,8 +1,12 @@
-"""The workload: an ipykernel in a process that was forked from the launcher.
+"""The workload: an ipykernel, in a fork of the launcher or as a program of its own.
 
 :func:`preload` imports what every kernel needs, once, in the launcher. :func:`run_kernel` runs in
 the sandbox, with every wall up. The application object is made after the fork: what ipykernel and
 jupyter_client remember of a process (its pid, its parent, its random session) is the child's own.
+:func:`execute_kernel` replaces the fork by a new interpreter, which does the same in :func:`main`.
+
+A kernel of the pool comes up before anybody wants it. It waits in its event loop until the
+supervisor sends a :class:`Binding` with what is the client's: key and environment.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import multiprocessing.process
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+
+from .errors import KernelStartError
 
 #: What an ordinary ipykernel has imported by the time it answers its first request. Nothing of the
 #: user's own: matplotlib, for one, reads its backend from the environment when it is imported.
@@ -28,10 +34,16 @@ PRELOADED: Final = (
     "ipykernel.debugger",
     "ipykernel.subshell_manager",
     "IPython.core.completer",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
     "IPython.core.magics",
+    "IPython.core.oinspect",
     "IPython.extensions.storemagic",
     "comm",
+    "faulthandler",
+    "pdb",
     "sqlite3",
+    "tornado.platform.asyncio",
     "zmq",
 )
 _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"})
@@ -60,26 +72,109 @@ class KernelEndpoints:
         return {"transport": "tcp"} | vars(self)
 
 
-def preload() -> None:
-    """Called once by the launcher. Starts no thread, opens no socket, holds no secret."""
+@dataclass(frozen=True)
+class Channels:
+    """Descriptors between a kernel that comes up and its supervisor."""
+
+    bound: int
+    """Gets :data:`WAITS` when the kernel waits for its binding, if it is to, and :data:`BOUND` when
+    its channels are bound and it is its client's."""
+    binding: int = -1
+    """Where its :class:`Binding` comes from; -1: it is nobody's but the one client's."""
+
+    def descriptors(self) -> tuple[int, ...]:
+        return (self.bound,) if self.binding < 0 else (self.bound, self.binding)
+
+
+#: What a kernel writes to :attr:`Channels.bound`.
+WAITS: Final = b"w"
+BOUND: Final = b"b"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What makes a kernel that waits that of one client."""
+
+    key: str = field(repr=False)
+    signature_scheme: str
+    environment: dict[str, str] = field(repr=False)
+    """The whole one."""
+
+    def encode(self) -> bytes:
+        return json.dumps(vars(self)).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Binding:
+        """In the kernel, before anything of a client's runs."""
+        return cls(**json.loads(raw))
+
+
+def preload(modules: Sequence[str] = ()) -> None:
+    """Called once by the launcher, with what the spec asks for besides. Holds no secret.
+
+    Raises:
+        KernelStartError: one of ``modules`` cannot be imported.
+    """
     for name in PRELOADED:
         try:
             importlib.import_module(name)
         except ImportError:
             if name not in _OPTIONAL:
                 raise
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise KernelStartError(
+                f"the module {name} cannot be preloaded", cause=f"{type(error).__name__}: {error}"
+            ) from error
 
 
-def run_kernel(endpoints: KernelEndpoints, bound: int, arguments: Sequence[str] = ()) -> int:
+def run_kernel(
+    endpoints: KernelEndpoints, channels: Channels, arguments: Sequence[str] = ()
+) -> int:
     """Called in the sandbox's pid 2. Returns the exit status of the kernel.
 
-    ``bound`` is a descriptor; one byte goes there when all five channels are bound, and it is
-    closed. ``arguments`` are further command-line arguments of ipykernel.
+    ``arguments`` are further command-line arguments of ipykernel.
     """
+    return _run(_write_connection_file(endpoints), channels, arguments)
+
+
+def execute_kernel(
+    endpoints: KernelEndpoints, channels: Channels, arguments: Sequence[str] = ()
+) -> NoReturn:
+    """As :func:`run_kernel`, in a new program: a memory layout and a hash seed of its own.
+
+    Raises:
+        OSError: the interpreter cannot be executed.
+    """
+    path = _write_connection_file(endpoints)
+    for fd in channels.descriptors():
+        os.set_inheritable(fd, True)
+    # as ipykernel_launcher: nothing in the working directory stands in for what is installed
+    program = "import sys; del sys.path[0]; from sandbox_kernel.kernel import main; main()"
+    numbers = (str(channels.bound), str(channels.binding))
+    command = [sys.executable, "-Xfrozen_modules=off", "-c", program, path, *numbers, *arguments]
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+def main() -> NoReturn:
+    """In the new program of :func:`execute_kernel`."""
+    path, bound, binding, *arguments = sys.argv[1:]
+    channels = Channels(int(bound), int(binding))
+    for fd in channels.descriptors():
+        os.set_inheritable(fd, False)
+    sys.exit(_run(path, channels, arguments))
+
+
+def _run(path: str, channels: Channels, arguments: Sequence[str]) -> int:
     from ipykernel.kernelapp import IPKernelApp
+    from tornado.ioloop import IOLoop
+
+    before = dict(os.environ)
 
     class SandboxedKernelApp(IPKernelApp):
-        """An ipykernel that says when it has bound."""
+        """An ipykernel that says when it has bound, and waits for its client if it is to."""
 
         def init_sockets(self) -> None:
             """Without the warning of plain tcp: these ports are in a net namespace of their own."""
@@ -90,16 +185,35 @@ def run_kernel(endpoints: KernelEndpoints, bound: int, arguments: Sequence[str] 
 
         def init_heartbeat(self) -> None:
             super().init_heartbeat()  # type: ignore[no-untyped-call]
-            os.write(bound, b"1")
-            os.close(bound)
+            if channels.binding < 0:
+                self.say_bound()
 
-    path = _write_connection_file(endpoints)
+        def start(self) -> None:
+            if channels.binding >= 0:
+                loop = IOLoop.current()
+                loop.add_handler(channels.binding, self.bind, loop.READ)
+                loop.add_callback(os.write, channels.bound, WAITS)
+            super().start()  # type: ignore[no-untyped-call]
+
+        def bind(self, fd: int, events: int) -> None:
+            IOLoop.current().remove_handler(fd)
+            binding = Binding.decode(_read_all(fd))
+            _exchange_environment(before, binding.environment)
+            self.session.signature_scheme = binding.signature_scheme
+            self.session.key = binding.key.encode()
+            _rewrite_key(path, binding)
+            self.say_bound()
+
+        def say_bound(self) -> None:
+            os.write(channels.bound, BOUND)
+            os.close(channels.bound)
+
     _reset_inherited_state()
     status = 0
     try:
         app = SandboxedKernelApp.instance(parent_handle=1)  # the init: there, not to be polled
         app.initialize(["-f", path, *arguments])  # type: ignore[no-untyped-call]
-        app.start()  # type: ignore[no-untyped-call]
+        app.start()
     except SystemExit as leaving:
         status = _exit_status(leaving)
     finally:
@@ -117,8 +231,37 @@ def _write_connection_file(endpoints: KernelEndpoints) -> str:
     return path
 
 
+def _rewrite_key(path: str, binding: Binding) -> None:
+    """For whoever connects to the kernel from inside, as with ``%connect_info``."""
+    with open(path, "r+") as file:
+        info = json.load(file)
+        info |= {"key": binding.key, "signature_scheme": binding.signature_scheme}
+        file.seek(0)
+        file.truncate()
+        json.dump(info, file)
+
+
+def _read_all(fd: int) -> bytes:
+    """To the end; closed then."""
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+def _exchange_environment(before: Mapping[str, str], environment: Mapping[str, str]) -> None:
+    """``environment`` in place of ``before``; what the kernel itself set meanwhile stays."""
+    for name in before.keys() - environment.keys():
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    time.tzset()
+
+
 def _reset_inherited_state() -> None:
-    """What the launcher's interpreter remembers of itself and must not be the kernel's."""
+    """What the launcher's interpreter remembers of itself and must not be the kernel's.
+
+    Python's own generators (random, uuid, secrets, tempfile) begin anew in a fork by themselves.
+    """
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
     sys.argv = ["ipykernel_launcher", "-f", "kernel.json"]
     # a child of multiprocessing looks for modules there, and proves itself with the key
     multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]

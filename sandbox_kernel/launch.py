@@ -71,7 +71,7 @@ def run(connection_file: str, name: str, arguments: list[str]) -> int:
     )
     signals = _SignalPipe()
     parent = _parent_pidfd()
-    sandbox = Sandbox.launch(request, launcher_command(sys.executable), os.environ)
+    sandbox = Sandbox.launch(request, launcher_command(sys.executable, spec.preload), os.environ)
     try:
         return _hold(sandbox, signals, parent, time.monotonic() + spec.start_timeout + 5)
     finally:

@@ -41,17 +41,20 @@ def main(arguments: list[str] | None = None) -> int:
     """The process. Its only output is on standard error, for the server's log."""
     parser = argparse.ArgumentParser(prog="sandbox_kernel.launcher")
     parser.add_argument("--socket", type=int, required=True)
-    control = socket.socket(fileno=parser.parse_args(arguments).socket)
+    parser.add_argument("--preload", type=lambda names: tuple(names.split(",")), default=())
+    options = parser.parse_args(arguments)
+    control = socket.socket(fileno=options.socket)
     control.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the client
-    return Launcher(control).serve()
+    return Launcher(control, options.preload).serve()
 
 
 class Launcher:
     """One poll loop over the client's socket and SIGCHLD."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, modules: tuple[str, ...] = ()) -> None:
         self.control = control
+        self.modules = modules
         self.children: dict[int, _Child] = {}
         self.client_lives = True
         self.failure: SandboxError | None = None
@@ -65,7 +68,7 @@ class Launcher:
     def _try_to_prepare(self) -> None:
         """A failure is said to every client that asks; nothing starts."""
         try:
-            self.shared = _prepare()
+            self.shared = _prepare(self.modules)
             self.failure = None
         except SandboxError as error:
             self.failure = error
@@ -163,7 +166,7 @@ class Launcher:
             print(f"sandbox-kernel: {problem}", file=sys.stderr)
 
 
-def _prepare() -> Shared:
+def _prepare(modules: tuple[str, ...]) -> Shared:
     """Everything that is the same for all kernels: imports, the filter, what is on this host."""
     from .engine import rootfs, seccomp
     from .engine.seccomp_supervisor import SUPERVISOR
@@ -173,7 +176,7 @@ def _prepare() -> Shared:
     program = seccomp.compile_profile()
     supervisors = seccomp.compile_profile(SUPERVISOR)
     facts = rootfs.collect_facts()
-    preload()
+    preload(modules)
     hint = os.environ.get(cgroups.HINT_VARIABLE)
     cgroups.sweep(os.getuid(), hint)
     gc.collect()

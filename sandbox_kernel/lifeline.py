@@ -26,6 +26,7 @@ from .protocol import (
     LaunchRequest,
     Notice,
     Started,
+    Waits,
     parse_from_client,
 )
 
@@ -77,7 +78,9 @@ class Lifeline:
             os.close(pidfd)
 
     def say(
-        self, message: Accepted | Started | Failed | Exited | Answer, fds: Sequence[int] = ()
+        self,
+        message: Accepted | Waits | Started | Failed | Exited | Answer,
+        fds: Sequence[int] = (),
     ) -> bool:
         """Send what matters; false if the client is gone, or reads nothing for too long."""
         self._socket.settimeout(_PATIENCE)

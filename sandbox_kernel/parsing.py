@@ -68,6 +68,13 @@ def integer(minimum: int, maximum: int) -> Callable[[str, object], int]:
     return parse
 
 
+def boolean(key: str, value: object) -> bool:
+    """True or false, and nothing that only counts as such: ``"no"`` is neither."""
+    if not isinstance(value, bool):
+        raise SpecError(key, value, "true or false")
+    return value
+
+
 def number(minimum: float, maximum: float) -> Callable[[str, object], float]:
     """A parser of numbers, whole or not; never NaN."""
 

@@ -4,11 +4,11 @@ Two sockets. On the *launcher's* socket the client says only :class:`Start`, and
 of a new packet socket, the *lifeline*. The launcher forks a supervisor and forgets: it never reads
 a request, so no child of it inherits another kernel's key. On the lifeline the client sends one
 :class:`LaunchRequest`; the supervisor answers :class:`Accepted`, then :class:`Started` or
-:class:`Failed`, later maybe :class:`Notice`, at last :class:`Exited`. The client may send
-:class:`Signal` and :class:`Kill`, which have no answer, and :class:`Pause`, :class:`Resume`,
-:class:`Update` and :class:`GetUsage`. Each of these has a number of the client's and gets one
-answer with it, in their order: :class:`Done`, :class:`Refused` or :class:`Usage`. There is none if
-the kernel ends first.
+:class:`Failed`, later maybe :class:`Notice`, at last :class:`Exited`. One for the pool says
+:class:`Waits` before it starts, and wants a :class:`Bind`. The client may send :class:`Signal` and
+:class:`Kill`, which have no answer, and :class:`Pause`, :class:`Resume`, :class:`Update` and
+:class:`GetUsage`. Each of these has a number of the client's and gets one answer with it, in their
+order: :class:`Done`, :class:`Refused` or :class:`Usage`. There is none if the kernel ends first.
 The end of the lifeline is the end of the sandbox, whoever closed it and however it died.
 
 Every message is a frozen dataclass with plain fields; :data:`VERSION` is in each request.
@@ -25,7 +25,7 @@ from .engine.cgroups import CgroupUsage, usage_from_dict, usage_to_dict
 from .errors import ProtocolError, SandboxError, from_dict
 from .spec import SandboxSpec, spec_from_dict
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class LaunchRequest:
     """Further command-line arguments of the ipykernel."""
     buses: tuple[str, ...] = ()
     """D-Bus addresses of the user's systemd, for a scope that the caps may need."""
+    waits: bool = False
+    """It is for the pool: the sandbox waits for a :class:`Bind`. The connection's key is nobody's,
+    and ``connection_file`` only says in which folder that of the client will be."""
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -67,6 +70,7 @@ class LaunchRequest:
             "connection_file": self.connection_file,
             "arguments": list(self.arguments),
             "buses": list(self.buses),
+            "waits": self.waits,
         }
 
     @classmethod
@@ -86,6 +90,7 @@ class LaunchRequest:
             connection_file=message["connection_file"],
             arguments=tuple(str(a) for a in message["arguments"]),
             buses=tuple(str(b) for b in message["buses"]),
+            waits=message["waits"] is True,
         )
 
 
@@ -153,6 +158,50 @@ class Exited:
 
     def to_message(self) -> dict[str, Any]:
         return {"type": "exited", "returncode": self.returncode, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Supervisor → client: the kernel is up and waits for a :class:`Bind`."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {"type": "waits"}
+
+
+#: What of a connection info a sandbox can be given when its endpoints are bound already.
+SECRETS: Final = frozenset({"key", "signature_scheme", "curve_publickey", "curve_secretkey"})
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Client → supervisor: the sandbox that waits is for this client now, once and for all.
+
+    Answered by :class:`Started` or :class:`Failed`.
+    """
+
+    secrets: Mapping[str, str] = field(repr=False)
+    """Of the client's connection info: those of :data:`SECRETS` that it has."""
+    environment: Mapping[str, str] = field(repr=False)
+    """As in :class:`LaunchRequest`."""
+    connection_file: str | None = None
+    """In the folder that the request named."""
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "type": "bind",
+            "secrets": dict(self.secrets),
+            "environment": dict(self.environment),
+            "connection_file": self.connection_file,
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Bind:
+        path = message["connection_file"]
+        return cls(
+            secrets={k: str(v) for k, v in message["secrets"].items() if k in SECRETS},
+            environment={str(k): str(v) for k, v in message["environment"].items()},
+            connection_file=None if path is None else str(path),
+        )
 
 
 @dataclass(frozen=True)
@@ -252,8 +301,8 @@ class Usage:
 Ask = Pause | Resume | Update | GetUsage
 """What has an answer."""
 Answer = Done | Refused | Usage
-FromSupervisor = Accepted | Started | Failed | Notice | Exited | Answer
-FromClient = Signal | Kill | Ask
+FromSupervisor = Accepted | Waits | Started | Failed | Notice | Exited | Answer
+FromClient = Bind | Signal | Kill | Ask
 
 
 def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
@@ -270,6 +319,8 @@ def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
                     warnings=tuple(str(w) for w in message["warnings"]),
                     landlock_abi=int(message["landlock_abi"]),
                 )
+            case "waits":
+                return Waits()
             case "failed":
                 return Failed(from_dict(message["error"]))
             case "notice":
@@ -291,6 +342,8 @@ def parse_from_client(message: Mapping[str, Any]) -> FromClient:
     """Called by the supervisor for each message after the request."""
     try:
         match message["type"]:
+            case "bind":
+                return Bind.from_message(message)
             case "signal":
                 return Signal(_signal_number(message["number"]))
             case "kill":

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +27,7 @@ from . import rundir
 from .client import Sandbox, launcher_command
 from .engine.cgroups import CgroupUsage
 from .errors import (
+    CgroupError,
     ChannelError,
     ControlError,
     KernelStartError,
@@ -35,12 +37,16 @@ from .errors import (
     describe_errno,
 )
 from .observe import Observation, observe
+from .pool import Pool, Recipe, Waiting
 from .protocol import (
+    SECRETS,
     Answer,
     Ask,
+    Bind,
     Done,
     Exited,
     GetUsage,
+    LaunchRequest,
     Notice,
     Pause,
     Refused,
@@ -128,9 +134,14 @@ class SandboxProvisioner(LocalProvisioner):
     hostname = _trait("host name inside")
     transport = _trait("how clients reach the kernel: 'ipc' or 'tcp'")
     start_timeout = _trait("seconds within which the kernel must have come up")
+    zygote = _trait("false: start each kernel as a new program, not as a fork of the launcher")
+    preload = _trait("modules that are imported once for all kernels, such as ['numpy']")
+    pool = _trait("sandboxes that wait for the next starts in the same folder")
 
     #: Tests put a launcher with an observer in here.
     _launcher_command: ClassVar[tuple[str, ...] | None] = None
+    #: What waits in this process, for kernels of all managers.
+    _pool: ClassVar[Pool] = Pool()
 
     def __init__(self, **kwargs: Any) -> None:
         if (kernel_spec := kwargs.get("kernel_spec")) is not None:
@@ -151,6 +162,8 @@ class SandboxProvisioner(LocalProvisioner):
         self.exit: Exited | None = None
         """How the last kernel ended, if one has."""
         self._arguments: list[str] = []
+        self._pooled: Waiting | None = None
+        """Taken, and not used yet."""
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         """What was asked and has no answer yet, by the number of the order."""
 
@@ -178,10 +191,11 @@ class SandboxProvisioner(LocalProvisioner):
             )
         self._arguments = list(kwargs.get("extra_arguments") or [])
         if self.spec.transport is Transport.IPC and self.directory is None:
-            self.directory = rundir.make(self.kernel_id)
+            self._pooled = self._take_from_pool(kwargs)
+            self.directory = self._pooled.directory if self._pooled else rundir.make(self.kernel_id)
             km.transport = "ipc"
             km.ip = str(self.directory / "k")
-            for number, channel in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1):
+            for number, channel in enumerate(rundir.CHANNELS, 1):
                 setattr(km, f"{channel}_port", number)
         elif self.spec.transport is Transport.TCP and km.transport != "tcp":
             km.transport, km.ip = "tcp", localhost()  # the ip of an ipc manager is a path
@@ -204,24 +218,12 @@ class SandboxProvisioner(LocalProvisioner):
         Raises:
             SandboxError: a wall, a cap or the kernel did not come up. Nothing is left.
         """
-        km: Any = self.parent
         self.cwd = kwargs.get("cwd") or os.getcwd()
-        environment = kwargs.get("env") or {}
-        request = build_request(
-            self.spec,
-            kernel_id=self.kernel_id,
-            connection=dict(self.connection_info),
-            cwd=str(self.cwd),
-            environment=environment,
-            set_by_kernelspec=self.kernel_spec.env,
-            connection_file=km.connection_file,
-            arguments=self._arguments,
-        )
-        command = self._launcher_command or launcher_command(cmd[0])
+        request = self._request(kwargs, dict(self.connection_info))
+        command = self._command(cmd[0])
         self.exit = None
         try:
-            self.sandbox = sandbox = Sandbox.launch(request, command, os.environ)
-            started = await self._started(sandbox)
+            started = await self._launch(request, command)
         except BaseException as error:
             await asyncio.shield(self._abandon())
             if isinstance(error, SandboxError):
@@ -229,10 +231,68 @@ class SandboxProvisioner(LocalProvisioner):
             raise
         for warning in started.warnings:
             self.log.warning("%s", warning)
-        self.pid = sandbox.pid
+        if self.spec.pool and self.spec.transport is Transport.IPC:
+            self._pool.fill_later(request, command, self.log.warning)
+        self.pid = started.supervisor_pid
         ports = {n: p for n, p in started.connection.items() if n.endswith("_port")}
         self.connection_info.update(ports)  # type: ignore[typeddict-item]
         return self.connection_info
+
+    def _request(self, kwargs: dict[str, Any], connection: dict[str, Any]) -> LaunchRequest:
+        km: Any = self.parent
+        return build_request(
+            self.spec,
+            kernel_id=self.kernel_id,
+            connection=connection,
+            cwd=str(kwargs.get("cwd") or os.getcwd()),
+            environment=kwargs.get("env") or {},
+            set_by_kernelspec=self.kernel_spec.env,
+            connection_file=km.connection_file or f"{tempfile.gettempdir()}/kernel.json",
+            arguments=self._arguments,
+        )
+
+    def _command(self, python: str) -> tuple[str, ...]:
+        return self._launcher_command or launcher_command(python, self.spec.preload)
+
+    def _take_from_pool(self, kwargs: dict[str, Any]) -> Waiting | None:
+        if not self.spec.pool:
+            return None
+        km: Any = self.parent
+        command = self._command(km.format_kernel_cmd()[0])
+        return self._pool.take(Recipe.of(self._request(kwargs, {}), command))
+
+    async def _launch(self, request: LaunchRequest, command: tuple[str, ...]) -> Started:
+        """One of the pool if one was taken and is still good, else a new one."""
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None and (started := await self._from_pool(pooled, request)):
+            return started
+        try:
+            return await self._new(request, command)
+        except CgroupError:
+            # the user's total may be full of what only waits
+            if not (waiting := self._pool.clear()):
+                raise
+        for each in waiting:
+            await _end(each)
+        return await self._new(request, command)
+
+    async def _new(self, request: LaunchRequest, command: tuple[str, ...]) -> Started:
+        self.sandbox = sandbox = Sandbox.launch(request, command, os.environ)
+        return await self._started(sandbox)
+
+    async def _from_pool(self, pooled: Waiting, request: LaunchRequest) -> Started | None:
+        """``None`` if it cannot be had: then it is gone, and the endpoints are free again."""
+        self.sandbox = sandbox = pooled.sandbox
+        secrets = {name: request.connection[name] for name in SECRETS & request.connection.keys()}
+        try:
+            sandbox.bind(Bind(secrets, request.environment, request.connection_file))
+            return await self._started(sandbox)
+        except (SandboxError, OSError) as error:
+            self.log.warning("a sandbox of the pool could not be used: %s", error)
+        self.sandbox = None
+        await _end(pooled)
+        rundir.make_again(pooled.directory)
+        return None
 
     async def _started(self, sandbox: Sandbox) -> Started:
         """Wait until it runs, for a bounded time: its supervisor may hang on a dead file system."""
@@ -345,6 +405,9 @@ class SandboxProvisioner(LocalProvisioner):
         if restart:
             return
         self.ports_cached = False
+        if self._pooled is not None:
+            self._pooled.close()
+            self._pooled = None
         if self.sandbox is not None:
             self.sandbox.close()
             self.sandbox = None
@@ -462,6 +525,17 @@ class SandboxProvisioner(LocalProvisioner):
     async def get_provisioner_info(self) -> dict[str, Any]:
         """For persistence; a sandbox ends with its server, so there is nothing to come back to."""
         return await super().get_provisioner_info()
+
+
+async def _end(pooled: Waiting) -> None:
+    """End a sandbox of the pool and wait until it has, for a bounded time."""
+    pooled.sandbox.kill()
+    with contextlib.suppress(SandboxError):  # as it ends before it has started
+        async with asyncio.timeout(_KILL_TIMEOUT):
+            while pooled.sandbox.exited is None:
+                await _readable(pooled.sandbox.fileno())
+                pooled.sandbox.take()
+    pooled.close()
 
 
 def _check_config(config: Config) -> None:

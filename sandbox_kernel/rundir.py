@@ -22,6 +22,8 @@ from .errors import ChannelError, describe_errno
 #: ``sizeof(sockaddr_un.sun_path)`` less the final NUL.
 SOCKET_PATH_MAXIMUM: Final = 107
 _LONGEST_NAME: Final = len("/sandbox-kernel/") + 12 + 1 + 7 + 1 + 12 + len("/k-5")
+#: In the order of their numbers: the socket of the first is ``k-1``.
+CHANNELS: Final = ("shell", "iopub", "stdin", "hb", "control")
 #: How often a parent that vanishes is made again.
 _ATTEMPTS: Final = 50
 _NAME: Final = re.compile(r"[0-9A-Za-z-]{1,12}\.([0-9]+)\.([0-9]+)")
@@ -52,6 +54,24 @@ def make(kernel_id: str, *, environment: dict[str, str] | None = None) -> Path:
         cause=describe_errno(failure.errno or 0),
         path=str(path),
     ) from failure
+
+
+def make_again(path: Path) -> None:
+    """What :func:`make` made and somebody removed meanwhile; the endpoints keep their names.
+
+    Raises:
+        ChannelError: it cannot be made.
+    """
+    try:
+        _make_shared(path.parent, parents=False)
+        path.mkdir(mode=0o700, exist_ok=True)
+        _check(path)
+    except OSError as error:
+        raise ChannelError(
+            "the run-time directory could not be made",
+            cause=describe_errno(error.errno or 0),
+            path=str(path),
+        ) from error
 
 
 def _name(kernel_id: str) -> str:

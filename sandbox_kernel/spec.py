@@ -44,6 +44,7 @@ from .parsing import (
     NO_TABLE,
     Table,
     absolute_path,
+    boolean,
     choice,
     integer,
     list_of,
@@ -65,6 +66,7 @@ __all__ = [
     "MIB",
     "PIDS_MAXIMUM",
     "PIDS_MINIMUM",
+    "POOL_MAXIMUM",
     "RLIMITS",
     "SHARED_TARGETS",
     "SPEC_VERSION",
@@ -93,6 +95,8 @@ __all__ = [
 ]
 
 SPEC_VERSION: Final = 1
+#: Sandboxes that one server may have waiting.
+POOL_MAXIMUM: Final = 32
 
 
 class Identity(enum.Enum):
@@ -195,6 +199,13 @@ class SandboxSpec:
     transport: Transport = Transport.IPC
     start_timeout: float = 30.0
     """Seconds from the request until the kernel must have bound its channels."""
+    zygote: bool = True
+    """Fork the kernel from the launcher. If not, it is a new program: slower, with a memory layout
+    and a hash seed of its own."""
+    preload: tuple[str, ...] = ()
+    """Modules that the launcher imports once for all its kernels, such as ``numpy``."""
+    pool: int = 0
+    """How many sandboxes wait, complete, for the next starts in the same folder."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, see :func:`spec_from_dict`."""
@@ -260,6 +271,8 @@ def parse_spec(config: Mapping[str, Any]) -> SandboxSpec:
     values = {k: _PARSERS[k](k, value) for k, value in config.items() if k not in asked}
     sizes = {k.removesuffix("_size"): values.pop(k) for k in _TMPFS_KEYS if k in values}
     spec = SandboxSpec(caps=caps, tmpfs=TmpfsLimits(**sizes), **values)
+    if spec.preload and not spec.zygote:
+        raise SpecError("preload", list(spec.preload), "no modules when zygote is false")
     if spec.workspace is WorkspaceMode.NONE and spec.workspace_path is not None:
         raise SpecError("workspace_path", spec.workspace_path, "no path when workspace is 'none'")
     return spec
@@ -290,6 +303,7 @@ def kernelspec_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 # -- parsers ----------------------------------------------------------------------------------
 
+_MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOSTNAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -366,6 +380,9 @@ _PARSERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "hostname": pattern(_HOSTNAME, "a host name of small letters, digits and '-', up to 63"),
     "transport": choice(Transport),
     "start_timeout": number(1.0, 600.0),
+    "zygote": boolean,
+    "preload": list_of(pattern(_MODULE, "the name of a module"), "a list of names of modules"),
+    "pool": integer(0, POOL_MAXIMUM),
 }
 
 #: Every key that a kernelspec's config may have, for the reference and for completion.

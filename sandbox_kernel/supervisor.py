@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import fcntl
 import os
 import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,13 +43,14 @@ from .engine.rootfs import HostFacts
 from .engine.steps import Step, reached
 from .environment import complete_environment
 from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, SetupError
-from .kernel import KernelEndpoints, run_kernel
+from .kernel import BOUND, Binding, Channels, KernelEndpoints, execute_kernel, run_kernel
 from .leftovers import LEFT_BEHIND, FileId, Leftovers
 from .lifeline import Lifeline
 from .lockdown import Needs, lock_down
 from .protocol import (
     Answer,
     Ask,
+    Bind,
     Exited,
     Failed,
     FromClient,
@@ -59,7 +61,10 @@ from .protocol import (
     Started,
 )
 from .syscalls import Prctl, prctl
+from .waiting import Waiting, watch_pressure
 
+#: Bytes of what makes a kernel that waits a client's. A pipe of an ordinary user takes 1 MiB.
+_BINDING_MAXIMUM: Final = 512 * 1024
 #: Ports inside the sandbox's own net namespace, above its ephemeral range.
 _FIRST_PORT: Final = 61_001
 #: Seconds that what the kernel still said may take to pass, once it is gone.
@@ -117,6 +122,8 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
             raise ProtocolError("the client went away before its sandbox was begun")
         with contextlib.ExitStack() as stack:
             supervisor = _build(stack, request, lifeline, leftovers, shared)
+            if request.waits and (path := supervisor.request.connection_file):
+                connection_file = FileId.of(path)
             death = supervisor.serve()
         last: Failed | Exited = Exited(death.returncode, death.sentence)
     except SandboxError as error:
@@ -181,19 +188,23 @@ def _build(
     landlock.keep_signals_inside()
     console = Console()
     stack.callback(console.close)
-    bound_read, bound_write = os.pipe2(os.O_CLOEXEC)
+    pipes = _Pipes(request.waits)
+    stack.callback(pipes.close)
     link = Link()
     endpoints = _endpoints(link, front_ends.info)
     plan = InitPlan(ids, mounts, link, spec.hostname, shared.filter)
     user = "root" if ids.uid == 0 else facts.user
+    start_kernel = run_kernel if spec.zygote else execute_kernel
+
+    def environment(filtered: Mapping[str, str]) -> dict[str, str]:
+        return complete_environment(filtered, spec, user=user, home=facts.home, uid=ids.uid)
+
     workload = Workload(
-        run=lambda: run_kernel(endpoints, bound_write, request.arguments),
-        environment=complete_environment(
-            request.environment, spec, user=user, home=facts.home, uid=ids.uid
-        ),
+        run=lambda: start_kernel(endpoints, pipes.inside, request.arguments),
+        environment=environment(request.environment),
         cwd=cwd,
         console=console.write_end,
-        keep=(bound_write,),
+        keep=pipes.inside.descriptors(),
         rlimits=spec.rlimits,
     )
     try:
@@ -204,15 +215,25 @@ def _build(
         raise
     stack.callback(box.close)
     stack.callback(control.release, cgroup)  # a frozen process of v1 does not even take a SIGKILL
-    os.close(bound_write)
+    pipes.close_inside()
     console.close_write_end()
     gauge = Gauge()
     stack.callback(gauge.close)
+    pressure = watch_pressure() if request.waits else -1
     reached(Step.LOCK_DOWN)
     leftovers.close()
     needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
     lock_down(needs, facts, spec, cwd, ids, user_id, shared.supervisor_filter)
     box.go()
+    if request.waits:
+        bind = Waiting(lifeline, box, console, events, pipes.bound, pressure, deadline).serve()
+        request, front_ends = _bound_to(bind, request, front_ends)
+        info = front_ends.info
+        there = Binding(info.key.decode(), info.signature_scheme, environment(bind.environment))
+        pipes.send(there)
+        deadline = time.monotonic() + spec.start_timeout
+        if pressure >= 0:
+            os.close(pressure)
     proxy = Proxy(
         front_ends, backend=_backend(endpoints), limits=MessageLimits(),
         log=lifeline.notice, gauge=gauge,
@@ -221,8 +242,67 @@ def _build(
     for warning in cgroup.warnings:
         proxy.announce(warning)
     return Supervisor(
-        request, lifeline, cgroup, events, box, console, proxy, front_ends, bound_read, deadline
+        request, lifeline, cgroup, events, box, console, proxy, front_ends, pipes.bound, deadline
     )
+
+
+class _Pipes:
+    """Between a kernel that comes up and its supervisor; what of it is inside."""
+
+    def __init__(self, waits: bool) -> None:
+        self.bound, bound = os.pipe2(os.O_CLOEXEC)
+        binding, self.binding = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if waits else (-1, -1)
+        if waits:
+            os.set_blocking(binding, True)
+            with contextlib.suppress(OSError):  # who has many pipes already gets small ones
+                fcntl.fcntl(self.binding, fcntl.F_SETPIPE_SZ, _BINDING_MAXIMUM)
+        self.inside = Channels(bound, binding)
+
+    def close_inside(self) -> None:
+        for fd in self.inside.descriptors():
+            os.close(fd)
+        self.inside = Channels(-1)
+
+    def send(self, binding: Binding) -> None:
+        """The kernel waits for it, so the pipe is empty and there is nothing to wait for.
+
+        Raises:
+            ProtocolError: it does not fit.
+        """
+        raw = binding.encode()
+        try:
+            written = os.write(self.binding, raw)
+        except BrokenPipeError:
+            written = len(raw)  # it has just died, which is told elsewhere
+        except BlockingIOError:
+            written = 0
+        os.close(self.binding)
+        self.binding = -1
+        if written < len(raw):
+            raise ProtocolError(f"the environment of the kernel is too large: {len(raw)} bytes")
+
+    def close(self) -> None:
+        """What the supervisor still has; it closes ``bound`` itself when the kernel has bound."""
+        if self.binding >= 0:
+            os.close(self.binding)
+
+
+def _bound_to(
+    bind: Bind, request: LaunchRequest, front_ends: FrontEnds
+) -> tuple[LaunchRequest, FrontEnds]:
+    """The request and the endpoints of a sandbox of the pool, for the client that has it now."""
+    path = bind.connection_file
+    if path is not None and os.path.dirname(path) != os.path.dirname(request.connection_file or ""):
+        raise ProtocolError(
+            "the sandbox that waited cannot remove the connection file",
+            cause=f"it is in another folder than {request.connection_file}",
+            path=path,
+        )
+    info = ConnectionInfo.from_dict(front_ends.info.to_dict() | dict(bind.secrets))
+    request = replace(
+        request, connection=info.to_dict(), environment=bind.environment, connection_file=path
+    )
+    return request, replace(front_ends, info=info)
 
 
 def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:
@@ -372,6 +452,8 @@ class Supervisor:
                 self.on_order = True
                 self.box.kill()
                 self.control.release()  # it does not run on before it dies
+            case Bind():
+                raise ProtocolError("a sandbox is bound to one client, and once")
             case _:
                 self.lifeline.say(self._answer(order))
 
@@ -443,7 +525,7 @@ class Supervisor:
         self._forget(self.bound)
         said = os.read(self.bound, 1)
         os.close(self.bound)
-        if not said:
+        if said != BOUND:
             return  # it died; the init says more
         reached(Step.CONNECT)
         self.proxy.connect_back_ends()

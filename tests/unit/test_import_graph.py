@@ -28,9 +28,10 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe"}),
-    frozenset({"control"}),
+    frozenset({"control", "waiting"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
+    frozenset({"pool"}),
     frozenset({"provisioner", "spawner", "launch"}),
     frozenset({"cli"}),
 )
