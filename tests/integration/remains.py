@@ -116,6 +116,11 @@ def provisioner_of(km: KernelManager | AsyncKernelManager) -> SandboxProvisioner
     return km.provisioner
 
 
+def standing(km: KernelManager) -> set[tuple[str, str, bool | None]]:
+    """Its walls as they are observed, whose each is and whether it stands."""
+    return {(w.process, w.name, w.stands) for w in provisioner_of(km).observed_walls().walls}
+
+
 def kernel_pid(km: KernelManager) -> int:
     """The host's pid of the kernel: the first child of the sandbox's pid 1."""
     sandbox = provisioner_of(km).sandbox

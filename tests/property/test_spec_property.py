@@ -280,6 +280,9 @@ VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
     "hostname": st.from_regex("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
     "transport": st.sampled_from(["ipc", "tcp"]),
     "start_timeout": st.floats(1, 600) | st.integers(1, 600),
+    "zygote": st.just(True),
+    "preload": st.lists(st.sampled_from(["numpy", "pandas.core"]), max_size=2),
+    "pool": st.integers(0, 32),
 }
 CONFIGS = st.fixed_dictionaries({}, optional=VALUES)
 
