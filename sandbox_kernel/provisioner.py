@@ -272,6 +272,8 @@ class SandboxProvisioner(LocalProvisioner):
             # the user's total may be full of what only waits
             if not (waiting := self._pool.clear()):
                 raise
+        if self.sandbox is not None:
+            self.sandbox.close()
         for each in waiting:
             await _end(each)
         return await self._new(request, command)
