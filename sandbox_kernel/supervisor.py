@@ -29,7 +29,15 @@ import zmq
 
 from . import control, hostpaths, rundir
 from .capevents import CapEvents
-from .channels import ConnectionInfo, FrontEnds, Gauge, MessageLimits, Proxy, bind_front_ends
+from .channels import (
+    BackEnds,
+    ConnectionInfo,
+    FrontEnds,
+    Gauge,
+    MessageLimits,
+    Proxy,
+    bind_front_ends,
+)
 from .console import Console
 from .control import Control
 from .death import Cause, Death
@@ -225,19 +233,21 @@ def _build(
     needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
     lock_down(needs, facts, spec, cwd, ids, user_id, shared.supervisor_filter)
     box.go()
+    limits = MessageLimits()
+    back_ends = BackEnds(_backend(endpoints), limits)
+    stack.callback(back_ends.close)
     if request.waits:
-        bind = Waiting(lifeline, box, console, events, pipes.bound, pressure, deadline).serve()
+        bind = Waiting(
+            lifeline, box, console, events, back_ends, pipes.bound, pressure, deadline
+        ).serve()
         request, front_ends = _bound_to(bind, request, front_ends)
         info = front_ends.info
         there = Binding(info.key.decode(), info.signature_scheme, environment(bind.environment))
         pipes.send(there)
+        # Its endpoints listen since long, and it is up: the rest goes on while the client connects.
+        lifeline.say(_started(box, front_ends, cgroup))
         deadline = time.monotonic() + spec.start_timeout
-        if pressure >= 0:
-            os.close(pressure)
-    proxy = Proxy(
-        front_ends, backend=_backend(endpoints), limits=MessageLimits(),
-        log=lifeline.notice, gauge=gauge,
-    )  # fmt: skip
+    proxy = Proxy(front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge)
     stack.callback(proxy.close)
     for warning in cgroup.warnings:
         proxy.announce(warning)
@@ -531,14 +541,9 @@ class Supervisor:
         self.proxy.connect_back_ends()
         self.proxy.register(self.poller)
         self.state = State.RUNNING
-        started = Started(
-            supervisor_pid=os.getpid(),
-            init_pid=self.box.init_pid,
-            connection=self.front_ends.info.to_dict(),
-            warnings=self.cgroup.warnings,
-            landlock_abi=self.box.observed.landlock_abi,
-        )
-        if not self.lifeline.say(started):
+        if self.request.waits:
+            return  # the client knows since it has bound it
+        if not self.lifeline.say(_started(self.box, self.front_ends, self.cgroup)):
             self._client_is_gone()
 
     def _did_not_start(self, why: str) -> KernelStartError:
@@ -572,6 +577,16 @@ class Supervisor:
             if not sockets:
                 return
             self.proxy.dispatch(sockets)
+
+
+def _started(box: Container, front_ends: FrontEnds, cgroup: KernelCgroup) -> Started:
+    return Started(
+        supervisor_pid=os.getpid(),
+        init_pid=box.init_pid,
+        connection=front_ends.info.to_dict(),
+        warnings=cgroup.warnings,
+        landlock_abi=box.observed.landlock_abi,
+    )
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -14,6 +14,7 @@ import time
 from typing import Final
 
 from .capevents import CapEvents
+from .channels import BackEnds
 from .console import Console
 from .engine.container import Container
 from .errors import KernelStartError, ProtocolError
@@ -53,6 +54,7 @@ class Waiting:
         box: Container,
         console: Console,
         events: CapEvents,
+        back_ends: BackEnds,
         bound: int,
         pressure: int,
         deadline: float,
@@ -61,6 +63,7 @@ class Waiting:
         self.box = box
         self.console = console
         self.events = events
+        self.back_ends = back_ends
         self.bound = bound
         self.pressure = pressure
         self.deadline = deadline
@@ -124,6 +127,7 @@ class Waiting:
         if os.read(self.bound, 1) != WAITS:
             raise self._ended("it ended")
         self.kernel_is_up = True
+        self.back_ends.connect_ahead()
         self.lifeline.say(Waits())
 
     def _is_it_worth_it(self, ready: set[int]) -> None:

@@ -4,6 +4,7 @@
 
     listeners    binds the client's endpoints with plain sockets, before any zmq context
     proxy        composes what follows in the supervisor's one poll loop
+      backends       the sockets to the kernel
       lane           ROUTER ↔ DEALER: shell, control, stdin, heartbeat
       broadcast      XPUB: iopub to every subscriber, with bounded memory
       pending        requests that a client still waits for
@@ -22,6 +23,7 @@ signature says that a message is well formed by the kernel's own account, never 
 
 from __future__ import annotations
 
+from .backends import BackEnds
 from .connection import Channel, ConnectionInfo
 from .gauge import Gauge
 from .limits import MessageLimits
@@ -29,6 +31,7 @@ from .listeners import FrontEnds, bind_front_ends
 from .proxy import Proxy
 
 __all__ = [
+    "BackEnds",
     "Channel",
     "ConnectionInfo",
     "FrontEnds",

@@ -3,7 +3,8 @@
 ::
 
     front_ends = bind_front_ends(info)               # host net namespace, no zmq context yet
-    proxy = Proxy(front_ends, backend=kernel, limits=MessageLimits(), log=log)
+    back_ends = BackEnds(kernel, MessageLimits())
+    proxy = Proxy(front_ends, back_ends, limits=MessageLimits(), log=log, gauge=gauge)
     proxy.connect_back_ends()                        # when the kernel says that it has bound
     proxy.register(poller)
     while ...:
@@ -25,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -34,8 +34,9 @@ import zmq
 from ..errors import ChannelError, describe_errno
 from .announcements import Announcements
 from .answers import GIVEN_UP, Answers
+from .backends import BackEnds
 from .broadcast import Broadcast
-from .connection import Channel, ConnectionInfo
+from .connection import Channel
 from .gauge import Gauge
 from .heartbeat import Heartbeat
 from .judge import Judge
@@ -56,9 +57,9 @@ Socket = zmq.Socket[bytes]
 class Proxy:
     """Takes the sockets out of ``front_ends`` and removes its ipc files when it is closed.
 
-    ``backend`` says where the kernel listens; it has the clients' key, since messages pass
-    unchanged. ``log`` gets a line now and then, never one with bytes from a message. ``gauge`` is
-    the proxy's from now on.
+    ``back_ends`` are the proxy's from now on as well. The kernel has the clients' key, since
+    messages pass unchanged. ``log`` gets a line now and then, never one with bytes from a message.
+    ``gauge`` is the proxy's from now on.
 
     Raises:
         ChannelError: a socket could not be set up; ``front_ends`` is then closed.
@@ -67,14 +68,14 @@ class Proxy:
     def __init__(
         self,
         front_ends: FrontEnds,
+        back_ends: BackEnds,
         *,
-        backend: ConnectionInfo,
         limits: MessageLimits,
         log: Callable[[str], None],
         gauge: Gauge,
     ) -> None:
         self._front_ends = front_ends
-        self._backend = backend
+        self._back_ends = back_ends
         self._limits = limits
         self._report = Report(log, limits.log_seconds)
         self._gauge = gauge
@@ -83,17 +84,16 @@ class Proxy:
         self._poller: zmq.Poller | None = None
         self._interest: dict[Socket, int] = {}
         self._fences_due: set[Channel] = set()
-        self._monitors: dict[Channel, LinkMonitor] = {}
-        self._context = zmq.Context()
+        self._monitors = back_ends.monitors
+        self._context = back_ends.context
         try:
             fronts = {channel: self._front(channel) for channel in Channel}
-            backs = {channel: self._back(channel) for channel in Channel}
         except zmq.ZMQError as error:
             self._abandon()
             raise ChannelError(
                 "the proxy's sockets could not be set up", cause=describe_errno(error.errno or 0)
             ) from error
-        self._assemble(fronts, backs)
+        self._assemble(fronts, back_ends.sockets)
 
     # -- building ---------------------------------------------------------------------------
 
@@ -129,19 +129,10 @@ class Proxy:
         sock.detach()  # libzmq closes it
         return front
 
-    def _back(self, channel: Channel) -> Socket:
-        kind = zmq.SUB if channel is Channel.IOPUB else zmq.DEALER
-        back: Socket = self._context.socket(kind)
-        back.linger = 0
-        back.maxmsgsize = self._limits.max_frame_bytes
-        back.rcvhwm = back.sndhwm = self._limits.back_hwm
-        return back
-
     def _assemble(self, fronts: Mapping[Channel, Socket], backs: Mapping[Channel, Socket]) -> None:
         limits, report = self._limits, self._report
         signer = Signer(self._front_ends.info.key, self._front_ends.info.signature_scheme)
         composer = Composer(signer)
-        self._backs = backs
         self._pending = PendingTable(limits.max_pending)
         self._broadcast = Broadcast(fronts[Channel.IOPUB], limits, composer, report)
         self._answers = Answers(composer, self._broadcast, fronts, self._pending)
@@ -176,30 +167,8 @@ class Proxy:
         return self._report.counts
 
     def connect_back_ends(self) -> None:
-        """Connect to the kernel, which has bound: too early costs libzmq's reconnect interval.
-
-        Raises:
-            ChannelError: an endpoint is malformed.
-        """
-        identity = uuid.uuid4().hex.encode()
-        for channel, back in self._backs.items():
-            if channel is Channel.IOPUB:
-                # The second topic is nobody else's: a kernel welcomes each topic's first subscriber
-                # only, and its welcome tells that it publishes to us from now on.
-                back.setsockopt(zmq.SUBSCRIBE, b"")
-                back.setsockopt(zmq.SUBSCRIBE, b"sandbox-" + identity)
-            elif channel is not Channel.HB:
-                back.setsockopt(zmq.ROUTING_ID, identity)
-            endpoint = self._backend.endpoint(channel)
-            if channel is not Channel.HB:
-                self._monitors[channel] = LinkMonitor(back, endpoint)
-            try:
-                back.connect(endpoint)
-            except zmq.ZMQError as error:
-                raise ChannelError(
-                    f"the kernel's {channel.value} channel cannot be connected to",
-                    cause=describe_errno(error.errno or 0),
-                ) from error
+        """See :meth:`.backends.BackEnds.connect`."""
+        self._back_ends.connect()
 
     def register(self, poller: zmq.Poller) -> None:
         """Have ``poller`` wait for all that :meth:`dispatch` handles, from now until close."""

@@ -21,7 +21,14 @@ import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file as jupyter_connection_file
 
-from sandbox_kernel.channels import ConnectionInfo, Gauge, MessageLimits, Proxy, bind_front_ends
+from sandbox_kernel.channels import (
+    BackEnds,
+    ConnectionInfo,
+    Gauge,
+    MessageLimits,
+    Proxy,
+    bind_front_ends,
+)  # fmt: skip
 
 TIMEOUT: Final = 30
 KINDS: Final = ("ipc", "tcp", "ipc+curve", "tcp+curve")
@@ -35,13 +42,9 @@ def _serve(front: dict[str, Any], back: dict[str, Any], limits: dict[str, Any]) 
     log: list[str] = []
     front_ends = bind_front_ends(ConnectionInfo.from_dict(front))
     assert len(os.listdir("/proc/self/task")) == 1, "libzmq's threads are there too early"
-    proxy = Proxy(
-        front_ends,
-        backend=ConnectionInfo.from_dict(back),
-        limits=MessageLimits(**limits),
-        log=log.append,
-        gauge=Gauge(),
-    )
+    kept = MessageLimits(**limits)
+    back_ends = BackEnds(ConnectionInfo.from_dict(back), kept)
+    proxy = Proxy(front_ends, back_ends, limits=kept, log=log.append, gauge=Gauge())
     poller = zmq.Poller()
     poller.register(0, zmq.POLLIN)
     _say(front_ends.info.to_dict())
