@@ -42,7 +42,7 @@ INSIDE = "/opt/sandbox-kernel"
 SUITES = ("integration", "conformance", "escape")
 MATRIX = ("integration/test_caps_matrix.py",)
 ESCAPE = ("escape/test_[!h]*.py",)
-"""Hostile messages are made by the hundred thousand, which takes an hour here: a run of their own."""
+"""Hostile messages are made by the hundred thousand, which takes too long here: on demand."""
 HOSTILE = ("escape/test_hostile_messages.py",)
 CONFORMANCE = ("conformance/test_jupyter_kernel_test.py",)
 CGROUPS = (
