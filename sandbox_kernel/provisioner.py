@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -229,7 +229,7 @@ class SandboxProvisioner(LocalProvisioner):
             if isinstance(error, SandboxError):
                 self.log.error("the sandbox did not start: %s", error)
             raise
-        for warning in started.warnings:
+        for warning in (*started.warnings, *_exposed(request.connection)):
             self.log.warning("%s", warning)
         if self.spec.pool and self.spec.transport is Transport.IPC:
             self._pool.fill_later(request, command, self.log.warning)
@@ -538,6 +538,16 @@ async def _end(pooled: Waiting) -> None:
                 await _readable(pooled.sandbox.fileno())
                 pooled.sandbox.take()
     pooled.close()
+
+
+def _exposed(connection: Mapping[str, Any]) -> Iterator[str]:
+    """What others on this machine reach, if anything: jupyter_client does not say it."""
+    if connection["transport"] == "tcp" and "curve_secretkey" not in connection:
+        yield (
+            f"every user of this machine can connect to this kernel's ports on {connection['ip']}, "
+            "and read its outputs and what its cells ask for; running code needs the key. Remedy: "
+            "transport = 'ipc', or CurveZMQ: c.KernelManager.transport_encryption = 'required'"
+        )
 
 
 def _check_config(config: Config) -> None:

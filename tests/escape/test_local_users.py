@@ -138,6 +138,29 @@ def test_with_tcp_and_curve_nobody_else_hears_anything(tmp_path: Path) -> None:
     assert seen["file"] == "PermissionError"
 
 
+WARNING = "every user of this machine can connect"
+
+
+@pytest.mark.parametrize(
+    ("config", "traits", "count"),
+    [
+        ({"transport": "tcp"}, {}, 1),
+        ({"transport": "tcp"}, {"transport_encryption": "required"}, 0),
+        ({"transport": "ipc"}, {}, 0),
+    ],
+    ids=["tcp", "tcp and curve", "ipc"],
+)
+def test_the_log_says_what_is_exposed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    config: dict[str, Any], traits: dict[str, Any], count: int,
+) -> None:  # fmt: skip
+    with started(tmp_path, config, **traits):
+        said = [record.getMessage() for record in caplog.records]
+    found = [line for line in said if line.startswith(WARNING)]
+    assert len(found) == count
+    assert all("127.0.0.1" in line and "transport_encryption" in line for line in found)
+
+
 def test_with_tcp_alone_others_read_outputs(tmp_path: Path) -> None:
     """The control: what Curve closes, and of what the log warns."""
     seen = visit(tmp_path, {"transport": "tcp"})
