@@ -31,6 +31,18 @@ def enter_boundary(ids: IdPlan) -> None:
     Afterwards the caller has every capability *inside* and none outside.
     """
     reached(Step.USER_NAMESPACE)
+    if ids.helper or ids.privileged:
+        _have_it_mapped(ids)
+    else:  # the one map that a process may write for itself: its own id
+        namespaces.unshare_user()
+        reached(Step.ID_MAP)
+        idmap.write(ids, os.getpid())
+    reached(Step.GATEWAY)
+    namespaces.unshare_gateway()
+
+
+def _have_it_mapped(ids: IdPlan) -> None:
+    """Fork the mapper, unshare, wait for its word."""
     ours, mappers = messages.pair()
     me = os.getpid()
     mapper = process.fork_into(lambda: _map_when_told(mappers, ours, ids, me))
@@ -45,8 +57,6 @@ def enter_boundary(ids: IdPlan) -> None:
         raise NamespaceError("the process that writes the id maps ended without an answer")
     if answer[0]["type"] != "mapped":
         raise from_dict(answer[0]["error"])
-    reached(Step.GATEWAY)
-    namespaces.unshare_gateway()
 
 
 def _map_when_told(channel: socket.socket, other_end: socket.socket, ids: IdPlan, pid: int) -> int:

@@ -4,8 +4,9 @@ Three identities, see :class:`sandbox_kernel.spec.Identity`. An ordinary user ma
 own, without help; every other map goes through the setuid helpers ``newuidmap`` and ``newgidmap``,
 which hold it against ``/etc/subuid`` and ``/etc/subgid``. Run by root no map ever holds host id 0.
 
-The map is written by a *mapper*: a child that stays in the parent user namespace, because a process
-that has just unshared its user namespace has no right in the old one any more.
+A map of its own id alone a process writes itself. Any other is written by a *mapper*: a child that
+stays in the parent user namespace, because a process that has just unshared its user namespace has
+no right in the old one any more.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _find_helper(name: str) -> str:
 
 
 def write(plan_: IdPlan, pid: int) -> None:
-    """Called in the mapper, in the parent user namespace: write the maps of process ``pid``.
+    """Write the maps of process ``pid``: called by the mapper, or by ``pid`` for its own id.
 
     ``pid`` has unshared its user namespace and waits, so its number cannot be given to another.
     Everything goes through a descriptor of its ``/proc`` directory all the same.
