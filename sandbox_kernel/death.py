@@ -15,7 +15,6 @@ from .engine.cgroups import CgroupEvents, CgroupUsage
 from .engine.process import ExitStatus
 from .spec import GIB, KIB, MIB, Caps
 
-
 #: abort() where the filter of the supervisor refuses SIGABRT to it: the C library falls into an
 #: instruction that is none, SIGSEGV on x86_64 and SIGTRAP on aarch64.
 _ABORTED: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGTRAP)
