@@ -195,8 +195,8 @@ class Sandbox:
     def take(self) -> FromSupervisor | None:
         """The next message if one is there, without waiting. Notices are the caller's to tell.
 
-        The end of the lifeline without a word becomes an :class:`Exited` with -9: the supervisor
-        was killed, and the sandbox died with it.
+        Of a supervisor that was killed the launcher says so, after it has cleaned up. The end of
+        the lifeline without a word becomes an :class:`Exited` with -9: both were killed.
 
         Raises:
             SandboxError: the sandbox could not be built, as the supervisor said.
@@ -239,6 +239,9 @@ class Sandbox:
                 if self.started is None:
                     raise message.error
                 return self.exited  # whoever polls a kernel that ran wants its end, no exception
+            case Exited() if self.started is None:
+                self.exited = message
+                raise _not_built(message.reason)
             case Exited():
                 self.exited = message
             case Done():
@@ -252,10 +255,8 @@ class Sandbox:
     def _lost(self) -> Exited:
         self.exited = Exited(-signal.SIGKILL, "the supervisor of the sandbox was killed")
         if self.started is None:
-            raise KernelStartError(
-                "the supervisor ended while it was building the sandbox",
-                cause="it was killed, or the launcher could not load; the server's log says more",
-            )
+            cause = "it was killed, or the launcher could not load; the server's log says more"
+            raise _not_built(cause)
         return self.exited
 
     def bind(self, order: Bind) -> None:
@@ -317,6 +318,10 @@ class Sandbox:
         if self._supervisor_pidfd >= 0:
             os.close(self._supervisor_pidfd)
             self._supervisor_pidfd = -1
+
+
+def _not_built(cause: str) -> KernelStartError:
+    return KernelStartError("the supervisor ended while it was building the sandbox", cause=cause)
 
 
 __all__ = ["Launcher", "Sandbox", "SandboxError", "launcher_command"]

@@ -9,10 +9,15 @@ from __future__ import annotations
 import enum
 import signal
 from dataclasses import dataclass
+from typing import Final
 
 from .engine.cgroups import CgroupEvents, CgroupUsage
 from .engine.process import ExitStatus
 from .spec import GIB, KIB, MIB, Caps
+
+#: abort() where the filter of the supervisor refuses SIGABRT to it: the C library falls into an
+#: instruction that is none, SIGSEGV on x86_64 and SIGTRAP on aarch64.
+_ABORTED: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGTRAP)
 
 
 class Cause(enum.Enum):
@@ -84,6 +89,17 @@ def explain(
         "notebook killed it",
         status.returncode,
     )
+
+
+def of_supervisor(status: ExitStatus) -> Death:
+    """The death of a supervisor that was killed, and of its sandbox with it.
+
+    Where libzmq gets no memory it aborts.
+    """
+    sentence = f"the supervisor of the sandbox was {status.describe()}"
+    if status.signal in _ABORTED:
+        sentence += ", as when what passes through it needs more memory than it may use"
+    return Death(Cause.LOST, f"{sentence}; the kernel ended with it", status.returncode)
 
 
 def _out_of_memory(

@@ -2,8 +2,8 @@
 
 Started by :mod:`.client`, see ``launcher_command`` there, with a bare environment. It has one
 thread, holds no secret and reads no request: it receives one end of a lifeline, forks a supervisor
-onto it and forgets it. It ends when its client is gone and its last supervisor has ended; a crash
-of it costs no running kernel.
+onto it and keeps it only to say how a supervisor died that could not say so itself. It ends when
+its client is gone and its last supervisor has ended; a crash of it costs no running kernel.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import leftovers
+from .death import of_supervisor
 from .engine import cgroups, messages, process
 from .errors import ProtocolError, SandboxError
 from .leftovers import LEFT_BEHIND, Leftovers
-from .protocol import Failed
+from .protocol import Exited, Failed
 
 if TYPE_CHECKING:
     from .supervisor import Shared
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Child:
-    """A supervisor that runs, and the pipe on which it wrote down what it made."""
+    """A supervisor that runs."""
 
     pid: int
     leftovers: int
+    """The pipe on which it wrote down what it made."""
+    lifeline: socket.socket
+    """Its own end, never read here: to tell the client how it died."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,23 +108,23 @@ class Launcher:
             for fd in fds:
                 os.close(fd)
             return True
-        self._start(fds[0])
+        with contextlib.ExitStack() as stack:
+            self._start(stack, stack.enter_context(socket.socket(fileno=fds[0])))
         return True
 
-    def _start(self, lifeline: int) -> None:
-        try:
-            if self.failure is not None:
-                self._try_to_prepare()  # what was missing may have been installed since
-            if self.failure is not None:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(lifeline)) as sock:
-                    messages.send(sock, Failed(self.failure).to_message())
-                return
-            read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            pid = process.fork_into(lambda: self._supervise(lifeline, write_end))
-            os.close(write_end)
-            self.children[pid] = _Child(pid, read_end)
-        finally:
-            os.close(lifeline)
+    def _start(self, stack: contextlib.ExitStack, lifeline: socket.socket) -> None:
+        """``stack`` closes the lifeline, unless there is a child that has it."""
+        if self.failure is not None:
+            self._try_to_prepare()  # what was missing may have been installed since
+        if self.failure is not None:
+            with contextlib.suppress(OSError):
+                messages.send(lifeline, Failed(self.failure).to_message())
+            return
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        pid = process.fork_into(lambda: self._supervise(lifeline.detach(), write_end))
+        os.close(write_end)
+        self.children[pid] = _Child(pid, read_end, lifeline)
+        stack.pop_all()
 
     def _supervise(self, lifeline: int, leftovers: int) -> int:
         """In the fork: nothing of the launcher's but the lifeline and the pipe stays open."""
@@ -129,6 +133,8 @@ class Launcher:
         signal.set_wakeup_fd(-1)
         process.close_all_but([0, 1, 2, lifeline, leftovers])
         self.control.detach()
+        for child in self.children.values():
+            child.lifeline.detach()
         self.children.clear()
         return run(socket.socket(fileno=lifeline), Leftovers(leftovers), self.shared)
 
@@ -140,7 +146,9 @@ class Launcher:
             child = self.children.pop(pid, None)
             if child is not None:
                 self._end_orphans()
-                self._clean_up(child, status)
+                with child.lifeline:
+                    self._clean_up(child, status)
+                    _tell(child, status)
 
     def _end_orphans(self) -> None:
         """What a supervisor that was killed had forked: it may hang where the supervisor hung."""
@@ -164,6 +172,15 @@ class Launcher:
         swept = cgroups.sweep(os.getuid(), self.shared.cgroup_hint)
         for problem in swept.problems:
             print(f"sandbox-kernel: {problem}", file=sys.stderr)
+
+
+def _tell(child: _Child, status: process.ExitStatus) -> None:
+    """For a supervisor that could not: the client hears what it died of."""
+    if status.signal is not None:
+        death = of_supervisor(status)
+        with contextlib.suppress(OSError):  # the client is gone, or what is unread fills the socket
+            word = Exited(death.returncode, death.sentence).to_message()
+            messages.send(child.lifeline, word, flags=socket.MSG_DONTWAIT)
 
 
 def _prepare(modules: tuple[str, ...]) -> Shared:

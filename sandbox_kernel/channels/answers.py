@@ -90,15 +90,18 @@ class Answers:
     def after_a_cut(self, channel: Channel) -> None:
         """The link of ``channel`` was cut and is there again; the kernel lives.
 
-        Finishes the requests of which the other half is already there, and marks the others: their
-        lost half is made good when the other half comes, or both when a fence comes back.
+        An idle that may be lost is made good when the reply is there. That a reply is lost only a
+        fence can tell: an idle comes on another link, and may overtake the reply.
         """
         for request in self._pending:
-            request.gap = True
-            if channel is Channel.IOPUB and request.replied:
-                self.idle(request)
-            elif channel is request.channel and request.idled:
-                self.error_reply(request, LOST)
+            if request.identities == FENCE:  # replaced by another if its own link was cut
+                continue
+            if channel is Channel.IOPUB:
+                request.idle_at_risk = True
+                if request.replied:
+                    self.idle(request)
+            elif channel is request.channel:
+                request.reply_at_risk = True
 
     def fence(self, channel: Channel) -> list[bytes]:
         """A request of our own for the kernel, which answers in order: what of ``channel`` waited
@@ -115,13 +118,14 @@ class Answers:
         return frames
 
     def fence_came_back(self, fence: Request) -> None:
-        """Finish what both halves were lost of."""
+        """What asked before it and has no reply gets none from the kernel any more."""
         self._pending.remove(fence)
         for request in self._pending:
-            if request.channel is fence.channel and request.gap and request.number < fence.number:
-                if not request.replied:
-                    self.error_reply(request, LOST)
-                if not request.idled:
+            if request.channel is not fence.channel or request.number > fence.number:
+                continue
+            if request.reply_at_risk and not request.replied:
+                self.error_reply(request, LOST)
+                if request.idle_at_risk and not request.idled:
                     self.idle(request)
 
     def _settle(self, request: Request) -> None:

@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Final
 
 from ..syscalls import malloc_trim
@@ -28,8 +29,16 @@ class Gauge:
     It takes SIGPROF, the profiling timer and Python's wake-up descriptor for itself.
     """
 
-    def __init__(self) -> None:
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(
+        self,
+        statm: str = "/proc/self/statm",
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        trim: Callable[[], object] = malloc_trim,
+    ) -> None:
+        self._clock = clock
+        self._trim = trim
+        self._statm = os.open(statm, os.O_RDONLY | os.O_CLOEXEC)
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._trimmed = 0.0
         self._base = self._private()
@@ -58,11 +67,11 @@ class Gauge:
         small pieces. That takes milliseconds, so not each time.
         """
         used = self._private() - self._base
-        now = time.monotonic()
+        now = self._clock()
         if used <= enough or now - self._trimmed < _TRIM_INTERVAL:
             return used
-        malloc_trim()
-        self._trimmed = time.monotonic()
+        self._trim()
+        self._trimmed = self._clock()
         return self._private() - self._base
 
     def _private(self) -> int:

@@ -102,7 +102,7 @@ class Judge:
         if request.identities == FENCE:
             self._answers.fence_came_back(request)
             return False
-        if request.gap and not request.idled:
+        if request.idle_at_risk and not request.idled:
             self._answers.idle(request)
         if self.crowded and sum(map(len, frames)) > self._limits.large_bytes:
             self._answers.error_reply(request, UNREAD)

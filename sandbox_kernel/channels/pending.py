@@ -27,8 +27,10 @@ class Request:
     busy: bool = False
     replied: bool = False
     idled: bool = False
-    gap: bool = False
-    """The link to the kernel was cut while it waited: an answer may have been lost."""
+    reply_at_risk: bool = False
+    """The link of its channel was cut while it waited: the reply may have been lost."""
+    idle_at_risk: bool = False
+    """That of iopub was."""
 
     @property
     def over(self) -> bool:

@@ -144,7 +144,7 @@ class Proxy:
         )  # fmt: skip
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
-            self._pending, self._answers, report,
+            self._pending, report,
         )  # fmt: skip
         self._lanes = [
             Lane(
@@ -189,8 +189,6 @@ class Proxy:
         for channel, monitor in self._monitors.items():
             if events.get(monitor.socket):
                 self._look_at_link(channel, monitor)
-        if self._fences_due:
-            self._ask_for_fences()
         self._broadcast.flush()
         if events.get(self._broadcast.socket):
             self._broadcast.take_subscriptions()
@@ -201,6 +199,8 @@ class Proxy:
                 lane.pump_replies()
             if events.get(lane.front) or events.get(lane.back, 0) & zmq.POLLOUT:
                 lane.pump_requests()
+        if self._fences_due:  # after the pumps, which make room
+            self._ask_for_fences()
         if self._failure is not None:
             self._answers.fail_all(self._failure)
         self._update_interest()

@@ -15,7 +15,6 @@ from typing import Final
 import zmq
 
 from ..errors import ProtocolError
-from .answers import LOST, Answers
 from .broadcast import Broadcast
 from .junk import Junk
 from .limits import MessageLimits
@@ -48,7 +47,6 @@ class Upstream:
         signer: Signer,
         limits: MessageLimits,
         pending: PendingTable,
-        answers: Answers,
         report: Report,
     ) -> None:
         self.socket = socket
@@ -56,7 +54,6 @@ class Upstream:
         self._signer = signer
         self._limits = limits
         self._pending = pending
-        self._answers = answers
         self._report = report
         self.junk = Junk(limits.junk_a_second)
 
@@ -121,9 +118,7 @@ class Upstream:
         state = parse_object(message.content, self._limits).get("execution_state")
         self._broadcast.send(frames, essential=True, parent=message.parent_header)
         if parent is not None and isinstance(state, str):
-            request = self._pending.status(parent.msg_id, state)
-            if request is not None and request.gap and request.idled and not request.replied:
-                self._answers.error_reply(request, LOST)
+            self._pending.status(parent.msg_id, state)
 
 
 def _delimiter(frames: list[Frame]) -> int:

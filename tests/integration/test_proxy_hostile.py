@@ -298,14 +298,66 @@ def test_a_reply_that_is_too_large_becomes_an_error(stand: Stand) -> None:
     idents, request = stand.kernel.take()
     stand.kernel.reply(idents, request, status="ok", payload="x" * 100 * KIB)
     stand.kernel.status("idle", request)
+    published(client, msg_id)
+    fence, asked = stand.kernel.take()
+    assert asked["msg_type"] == "kernel_info_request", "the proxy asks whether it was lost"
+    assert nothing_on(client, "shell"), "it might still have been on its way"
+    stand.kernel.finish(fence, asked)
+    content = reply_to(client, msg_id)["content"]
+    assert (content["status"], content["ename"]) == ("error", "MessageLost")
+    stand.still_works(client)
+    assert stand.proxy.do("state")["pending"] == 0
+
+
+def _cut_iopub(stand: Stand, request: Message) -> None:
+    """By an output that is too large; returns when it is there again."""
+    stand.kernel.publish("stream", {"name": "stdout", "text": "x" * 100 * KIB}, request)
+    stand.kernel.subscribed()
+    while not any("iopub channel was cut" in line for line in stand.proxy.do("state")["log"]):
+        pass
+
+
+@pytest.mark.parametrize("limits", [{"max_frame_bytes": 64 * KIB}], indirect=True)
+def test_an_idle_that_overtakes_its_reply_does_not_lose_it(stand: Stand) -> None:
+    """They come on two links; after a cut of iopub the reply is still to be had."""
+    client = stand.client()
+    msg_id = client.execute("x")
+    idents, request = stand.kernel.take()
+    _cut_iopub(stand, request)
+    stand.kernel.status("idle", request)
+    published(client, msg_id)
+    stand.kernel.reply(idents, request, status="ok")
+    assert reply_to(client, msg_id)["content"] == {"status": "ok"}
+    assert stand.proxy.do("state")["pending"] == 0
+
+
+@pytest.mark.parametrize("limits", [{"max_frame_bytes": 64 * KIB}], indirect=True)
+def test_an_idle_that_overtakes_the_fence_does_not_lose_it(stand: Stand) -> None:
+    """All links were cut: shell is there again first, and its fence is under way."""
+    client = stand.client()
+    msg_id = client.execute("x")
+    idents, request = stand.kernel.take()
+    stand.kernel.reply(idents, request, status="ok", payload="x" * 100 * KIB)
+    fence, asked = stand.kernel.take()
+    _cut_iopub(stand, request)
+    stand.kernel.status("idle", asked)
+    other = client.execute("x")  # whose idle says that the proxy has seen the idle
+    idents, request = stand.kernel.take()
+    stand.kernel.status("idle", request)
+    published(client, other)
+    stand.kernel.reply(fence, asked, status="ok")
     content = reply_to(client, msg_id)["content"]
     assert (content["status"], content["ename"]) == ("error", "MessageLost")
     published(client, msg_id)
-    fence, asked = stand.kernel.take()
-    assert asked["msg_type"] == "kernel_info_request", "the proxy asks whether more was lost"
-    stand.kernel.finish(fence, asked)
-    stand.still_works(client)
+    stand.kernel.reply(idents, request, status="ok")
+    assert reply_to(client, other)["content"] == {"status": "ok"}
     assert stand.proxy.do("state")["pending"] == 0
+    assert (
+        stand.dropped().get(
+            "dropped a message from the kernel on shell: an answer to no request", 0
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("limits", [{"max_message_bytes": 64 * KIB}], indirect=True)

@@ -179,6 +179,45 @@ def test_the_tail_is_clean(console: Console) -> None:
     assert console.tail() == f"{MARK}[2Jgone"
 
 
+# -- how much is read --------------------------------------------------------------------------
+
+_PIECE = 65_536
+#: Pieces that are read in a second.
+_SHARE = 16
+
+
+def test_so_much_is_read_in_a_second_and_no_more(console: Console, clock: Clock) -> None:
+    assert console.pause() == 0
+    clock.now += 10
+    for number in range(_SHARE):
+        assert console.pause() == 0, number
+        write(console, b"x" * _PIECE)
+        console.read()
+        clock.now += 1 / 64
+    assert console.pause() == 1 - _SHARE / 64
+    clock.now += 0.5
+    assert console.pause() == 0.25
+    clock.now += 0.25
+    assert console.pause() == 0
+
+
+def test_every_second_has_its_share_of_bytes(console: Console, clock: Clock) -> None:
+    for _ in range(3):
+        clock.now += 1
+        for _ in range(_SHARE):
+            assert console.pause() == 0
+            write(console, b"\n" * _PIECE)
+            console.read()
+        assert console.pause() == 1
+
+
+def test_the_end_is_not_paused(console: Console, clock: Clock) -> None:
+    console.close_write_end()
+    assert console.read() == []
+    assert console.at_end
+    assert console.pause() == 0
+
+
 # -- descriptors -------------------------------------------------------------------------------
 
 

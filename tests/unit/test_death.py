@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sandbox_kernel.death import Cause, Death, explain, human_size, tell
+from sandbox_kernel.death import Cause, Death, explain, human_size, of_supervisor, tell
 from sandbox_kernel.engine.cgroups import CgroupEvents, CgroupUsage
 from sandbox_kernel.engine.process import ExitStatus
 from sandbox_kernel.spec import GIB, MIB, Caps
@@ -158,6 +158,21 @@ def test_the_sandbox_is_lost() -> None:
     end = death(None)
     assert (end.cause, end.returncode) == (Cause.LOST, -signal.SIGKILL)
     assert "pid 1 was killed from outside" in end.sentence
+
+
+_NO_MEMORY = "more memory than it may use"
+
+
+@pytest.mark.parametrize(
+    ("number", "why"), [(5, _NO_MEMORY), (6, _NO_MEMORY), (11, _NO_MEMORY), (9, ""), (31, "")]
+)
+def test_the_supervisor_is_lost(number: int, why: str) -> None:
+    end = of_supervisor(ExitStatus(signal=number))
+    assert (end.cause, end.returncode) == (Cause.LOST, -number)
+    name = signal.Signals(number).name
+    assert end.sentence.startswith(f"the supervisor of the sandbox was killed by {name}")
+    assert why in end.sentence and ("memory" in end.sentence) == bool(why)
+    assert end.sentence.endswith("the kernel ended with it")
 
 
 @pytest.mark.parametrize(
