@@ -184,8 +184,8 @@ def _tell(child: _Child, status: process.ExitStatus) -> None:
 
 
 def _prepare(modules: tuple[str, ...]) -> Shared:
-    """Everything that is the same for all kernels: imports, the filter, what is on this host."""
-    from .engine import rootfs, seccomp
+    """Everything that is the same for all kernels: imports, filters, packets, what the host has."""
+    from .engine import network, rootfs, seccomp
     from .engine.seccomp_supervisor import SUPERVISOR
     from .kernel import preload
     from .supervisor import Shared
@@ -193,6 +193,7 @@ def _prepare(modules: tuple[str, ...]) -> Shared:
     program = seccomp.compile_profile()
     supervisors = seccomp.compile_profile(SUPERVISOR)
     facts = rootfs.collect_facts()
+    network.prepare(network.Link())
     preload(modules)
     hint = os.environ.get(cgroups.HINT_VARIABLE)
     cgroups.sweep(os.getuid(), hint)

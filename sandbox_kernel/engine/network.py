@@ -3,11 +3,15 @@
 The messages are pyroute2's, so that no wire format is written by hand; the socket is our own, so
 that a whole configuration is one ``sendmsg`` and no thread is started in a process that still has
 to unshare. Both ends get their interface index when they are made, so that no answer is awaited.
+
+Encoding a message takes longer than the kernel takes to obey it, so it is done once, by
+:func:`prepare`, in the process that all others are forked from.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import struct
@@ -26,6 +30,9 @@ _IFF_UP: Final = 1
 _LOOPBACK_INDEX: Final = 1
 _HEADER: Final = struct.Struct("=IHHII")
 _NLMSG_ERROR: Final = 2
+_NUMBER: Final = struct.Struct("=i")
+#: Stands for the descriptor of a net namespace in what is encoded before there is one.
+_SOME_NETNS: Final = 0x7AFE_57E7
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,21 @@ class Link:
     """Interface index of each end in its own namespace, where 1 is ``lo``."""
 
 
+@dataclass(frozen=True)
+class _Packet:
+    """Encoded requests, numbered from 1 on."""
+
+    raw: bytes
+    what: tuple[str, ...]
+    """Each request, for people."""
+
+
+def prepare(link: Link) -> None:
+    """Called once before any fork: encode what :func:`make_veth` and the other end will send."""
+    _pair_packet(link)
+    _inside_packet(link)
+
+
 def make_veth(link: Link, peer_netns: int) -> None:
     """Called in the gateway's namespace: both ends, the gateway's up and with its address.
 
@@ -51,9 +73,26 @@ def make_veth(link: Link, peer_netns: int) -> None:
     Raises:
         NetworkError: the kernel refused one of the two requests.
     """
+    packet = _pair_packet(link)
+    before, after = packet.raw.split(_NUMBER.pack(_SOME_NETNS))
+    _transact(_Packet(before + _NUMBER.pack(peer_netns) + after, packet.what))
+
+
+def configure_inside(link: Link) -> None:
+    """Called by the init in the sandbox's namespace: ``lo`` up, the address on its end.
+
+    Raises:
+        NetworkError: the kernel refused one of the three requests.
+    """
+    _transact(_inside_packet(link))
+
+
+@functools.cache
+def _pair_packet(link: Link) -> _Packet:
+    """Both ends and the gateway's address; the namespace of the peer is still to be filled in."""
     peer = {
         "index": link.index,
-        "attrs": [("IFLA_IFNAME", link.name), ("IFLA_NET_NS_FD", peer_netns)],
+        "attrs": [("IFLA_IFNAME", link.name), ("IFLA_NET_NS_FD", _SOME_NETNS)],
     }
     pair: dict[str, Any] = {
         "attrs": [
@@ -62,7 +101,7 @@ def make_veth(link: Link, peer_netns: int) -> None:
         ]
     }
     attributes = [("IFLA_IFNAME", link.gateway_name), ("IFLA_LINKINFO", pair)]
-    _transact(
+    return _encode(
         [
             (f"make the veth pair {link.gateway_name}-{link.name}",
              _link_message(link.index, attributes, create=True)),
@@ -72,13 +111,10 @@ def make_veth(link: Link, peer_netns: int) -> None:
     )  # fmt: skip
 
 
-def configure_inside(link: Link) -> None:
-    """Called by the init in the sandbox's namespace: ``lo`` up, the address on its end.
-
-    Raises:
-        NetworkError: the kernel refused one of the three requests.
-    """
-    _transact(
+@functools.cache
+def _inside_packet(link: Link) -> _Packet:
+    """``lo`` and the sandbox's end up, and the address of that."""
+    return _encode(
         [
             ("bring up lo", _link_message(_LOOPBACK_INDEX, [])),
             (f"bring up {link.name}", _link_message(link.index, [])),
@@ -123,8 +159,19 @@ def _address_message(index: int, address: str, prefix_length: int) -> Any:
     return message
 
 
-def _transact(requests: Sequence[tuple[str, Any]]) -> None:
-    """Send all requests in one packet and wait for an acknowledgement of each."""
+def _encode(requests: Sequence[tuple[str, Any]]) -> _Packet:
+    """All requests in one packet; each wants to be acknowledged."""
+    raw = b""
+    for sequence, (_, message) in enumerate(requests, 1):
+        message["header"]["sequence_number"] = sequence
+        message["header"]["flags"] |= NLM_F_REQUEST | NLM_F_ACK
+        message.encode()
+        raw += bytes(message.data)
+    return _Packet(raw, tuple(what for what, _ in requests))
+
+
+def _transact(packet: _Packet) -> None:
+    """Send all requests at once and wait for the acknowledgement of each."""
     try:
         netlink = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -134,15 +181,9 @@ def _transact(requests: Sequence[tuple[str, Any]]) -> None:
             "a netlink socket was refused", cause=describe_errno(error.errno or 0)
         ) from error
     with netlink:
-        packet = b""
-        for sequence, (_, message) in enumerate(requests, 1):
-            message["header"]["sequence_number"] = sequence
-            message["header"]["flags"] |= NLM_F_REQUEST | NLM_F_ACK
-            message.encode()
-            packet += bytes(message.data)
         try:
-            netlink.send(packet)
-            waiting = dict(enumerate((what for what, _ in requests), 1))
+            netlink.send(packet.raw)
+            waiting = dict(enumerate(packet.what, 1))
             while waiting:
                 _acknowledge(netlink.recv(65536), waiting)
         except OSError as error:
@@ -157,7 +198,7 @@ def _acknowledge(packet: bytes, waiting: dict[int, str]) -> None:
     while offset + _HEADER.size <= len(packet):
         length, kind, _, sequence, _ = _HEADER.unpack_from(packet, offset)
         if kind == _NLMSG_ERROR:
-            (number,) = struct.unpack_from("=i", packet, offset + _HEADER.size)
+            (number,) = _NUMBER.unpack_from(packet, offset + _HEADER.size)
             what = waiting.pop(sequence, "configure the link")
             if number:
                 raise NetworkError(f"could not {what}", cause=_refusal(-number))
