@@ -22,7 +22,9 @@ from ._ffi import ffi, lib
 
 #: ``sizeof(struct sock_filter)``.
 _SOCK_FILTER_SIZE: Final = 8
-_MS_PROPAGATION: Final = MountFlag.SLAVE | MountFlag.PRIVATE
+_MS_PROPAGATION: Final = int(MountFlag.SLAVE | MountFlag.PRIVATE)
+_MOVE_FROM: Final = int(MoveMountFlag.F_EMPTY_PATH)
+_MOVE_FROM_TO: Final = int(MoveMountFlag.F_EMPTY_PATH | MoveMountFlag.T_EMPTY_PATH)
 
 
 def unshare(flags: CloneFlag) -> None:
@@ -111,10 +113,8 @@ def move_mount(from_fd: int, to_dirfd: int, to_path: str = "") -> None:
 
     With an empty ``to_path`` the target is ``to_dirfd`` itself: no path is looked up at all.
     """
-    flags = MoveMountFlag.F_EMPTY_PATH
-    if not to_path:
-        flags |= MoveMountFlag.T_EMPTY_PATH
-    if lib.sk_move_mount(from_fd, b"", to_dirfd, os.fsencode(to_path), int(flags)) < 0:
+    flags = _MOVE_FROM if to_path else _MOVE_FROM_TO
+    if lib.sk_move_mount(from_fd, b"", to_dirfd, os.fsencode(to_path), flags) < 0:
         fail("move_mount", to_path or f"descriptor {to_dirfd}")
 
 
@@ -129,7 +129,7 @@ def mount_setattr(
 ) -> None:
     """``mount_setattr(2)`` on the mount that ``fd`` refers to."""
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    wanted = int(propagation & _MS_PROPAGATION)
+    wanted = int(propagation) & _MS_PROPAGATION
     if lib.sk_mount_setattr(fd, b"", flags, int(set_), int(clear), wanted, userns_fd) < 0:
         fail("mount_setattr", f"descriptor {fd}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...errors import CgroupError
 
 _NAME = re.compile(r"kernel-[A-Za-z0-9_-]{1,100}")
+_INODE = re.compile(r"\[([0-9]+)\]")
 _LEAF = re.compile(r"kernel-[A-Za-z0-9_-]{1,100}\.([0-9]+)\.([0-9]+)\.([0-9]+-[0-9]+)")
 
 
@@ -83,7 +84,7 @@ def _namespaces(proc: Path) -> str:
 def _inode(link: Path) -> str:
     """``pid:[4026531836]`` → ``4026531836``; 0 where the kernel has no such namespace."""
     try:
-        match = re.search(r"\[([0-9]+)\]", os.readlink(link))
+        match = _INODE.search(os.readlink(link))
     except OSError:
         return "0"
     return match[1] if match else "0"

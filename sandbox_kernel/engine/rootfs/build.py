@@ -60,9 +60,15 @@ _ROOT_SIZE: Final = 16 * 1024 * 1024
 _ROOT_INODES: Final = 10_000
 #: Where the new root is mounted; any directory that every system has would do.
 _SCAFFOLD: Final = "/tmp"
+# Flags of every operation are put together once: each ``|`` of an enum costs as much as a mount.
 _SAFE: Final = MountFlag.NOSUID | MountFlag.NODEV
+_SAFE_NOEXEC: Final = _SAFE | MountFlag.NOEXEC
 _SAFE_ATTR: Final = MountAttr.NOSUID | MountAttr.NODEV
+_SAFE_RDONLY_ATTR: Final = _SAFE_ATTR | MountAttr.RDONLY
 _IN_ROOT: Final = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
+_IN_ROOT_NO_SYMLINKS: Final = _IN_ROOT | Resolve.NO_SYMLINKS
+_BENEATH_NO_SYMLINKS: Final = Resolve.BENEATH | Resolve.NO_SYMLINKS
+_CLONE_MOUNT: Final = int(OpenTreeFlag.CLONE | OpenTreeFlag.CLOEXEC) | AT_EMPTY_PATH
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,8 @@ def _source(operation: Bind | Overlay, folders: dict[str, int]) -> Source | None
     above = max((f for f in folders if path.startswith(f"{f}/")), key=len, default=None)
     if above is None:
         return _clone(path, operation.absent, follow=False)
-    beneath = Resolve.BENEATH | Resolve.NO_SYMLINKS
-    return _clone_at(folders[above], path[len(above) + 1 :], beneath, path, operation.absent)
+    relative = path[len(above) + 1 :]
+    return _clone_at(folders[above], relative, _BENEATH_NO_SYMLINKS, path, operation.absent)
 
 
 def _clone(path: str, absent: Absent, *, follow: bool) -> Source | None:
@@ -189,9 +195,8 @@ def _check_device(fd: int, device: Device) -> None:
 
 
 def _detach(fd: int, path: str) -> int:
-    flags = OpenTreeFlag.CLONE | OpenTreeFlag.CLOEXEC
     try:
-        return open_tree(fd, "", int(flags) | AT_EMPTY_PATH | AT_RECURSIVE)
+        return open_tree(fd, "", _CLONE_MOUNT | AT_RECURSIVE)
     except SyscallError as error:
         raise MountError(
             f"{path} cannot be mounted", cause=f"open_tree: {describe_errno(error.errno or 0)}"
@@ -279,7 +284,7 @@ class _Builder:
     def _open(self, target: str, flags: int = os.O_PATH) -> int:
         """A descriptor of ``target``, beneath the new root, with no symlink on the way."""
         relative = target.lstrip("/") or "."
-        return openat2(self.root, relative, flags, resolve=_IN_ROOT | Resolve.NO_SYMLINKS)
+        return openat2(self.root, relative, flags, resolve=_IN_ROOT_NO_SYMLINKS)
 
     def _directory(self, target: str) -> int:
         """The directory ``target``, made with its parents where it is not there yet."""
@@ -330,8 +335,7 @@ class _Builder:
             if source.is_directory
             else self._file(operation.target, "")
         )
-        protection = MountAttr.RDONLY if operation.readonly else MountAttr.NONE
-        self._attach(source.fd, point, _SAFE_ATTR | protection)
+        self._attach(source.fd, point, _SAFE_RDONLY_ATTR if operation.readonly else _SAFE_ATTR)
 
     def _attach(self, detached: int, mount_point: int, attributes: MountAttr) -> None:
         """Set the attributes on the whole detached tree, then attach it: never the other way."""
@@ -344,8 +348,7 @@ class _Builder:
     def _tmpfs(self, operation: Tmpfs) -> None:
         point = self._directory(operation.target)
         options = f"size={operation.size},nr_inodes={operation.inodes},mode={operation.mode:04o}"
-        flags = _SAFE | (MountFlag.NOEXEC if operation.noexec else MountFlag.NONE)
-        self._mount_at(point, "tmpfs", flags, options)
+        self._mount_at(point, "tmpfs", _SAFE_NOEXEC if operation.noexec else _SAFE, options)
 
     def _mount_at(self, point: int, kind: str, flags: MountFlag, options: str = "") -> None:
         try:
@@ -354,7 +357,7 @@ class _Builder:
             os.close(point)
 
     def _kernel_file_system(self, operation: Proc | Sysfs | Devpts) -> None:
-        flags = _SAFE | MountFlag.NOEXEC
+        flags = _SAFE_NOEXEC
         point = self._directory(operation.target)
         match operation:
             case Proc():
@@ -372,7 +375,7 @@ class _Builder:
         source = self.sources.by_index.get(index)
         if source is None:
             return
-        mount_setattr(source.fd, set_=MountAttr.RDONLY | _SAFE_ATTR, recursive=True)
+        mount_setattr(source.fd, set_=_SAFE_RDONLY_ATTR, recursive=True)
         layers = self._directory(f"/.layers/{index}")
         options = f"size={operation.size},nr_inodes={operation.inodes},mode=0700"
         self._mount_at(layers, "tmpfs", _SAFE, options)
@@ -407,7 +410,7 @@ class _Builder:
                 return
             raise
         if stat.S_ISDIR(os.fstat(point).st_mode):
-            flags = _SAFE | MountFlag.NOEXEC | MountFlag.RDONLY
+            flags = _SAFE_NOEXEC | MountFlag.RDONLY
             self._mount_at(point, "tmpfs", flags, "size=4k,nr_inodes=2,mode=0555")
             return
         null = self._null()
@@ -500,7 +503,7 @@ def pivot(root: int) -> None:
         os.close(old)
         os.chdir("/")
         top = open_tree(AT_FDCWD, "/", int(OpenTreeFlag.CLOEXEC))
-        mount_setattr(top, set_=MountAttr.RDONLY | _SAFE_ATTR)
+        mount_setattr(top, set_=_SAFE_RDONLY_ATTR)
         os.close(top)
     except SyscallError as error:
         raise MountError(
