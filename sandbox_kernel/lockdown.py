@@ -43,15 +43,28 @@ class Needs:
     """Where the kernel will listen, behind the link."""
 
 
-def lock_down(
-    needs: Needs,
-    facts: HostFacts,
-    spec: SandboxSpec,
-    cwd: str,
-    ids: IdPlan,
-    uid: int,
-    program: bytes,
-) -> None:
+@dataclass
+class Rules:
+    """The Landlock rules of one supervisor."""
+
+    needs: Needs
+    facts: HostFacts
+    spec: SandboxSpec
+    cwd: str
+    ruleset: int | None = -1
+    """``None`` where there is no Landlock; before :meth:`prepare` what Linux refuses."""
+
+    def prepare(self) -> None:
+        """Called while the sandbox is being built, which takes longer.
+
+        Raises:
+            LandlockError: the kernel has Landlock and refused a rule.
+        """
+        grants = _grants(self.needs, self.facts, self.spec, self.cwd)
+        self.ruleset = landlock.prepare(grants, connect=self.needs.ports)
+
+
+def lock_down(rules: Rules, ids: IdPlan, uid: int, program: bytes) -> None:
     """Called once, with one thread, before the sandbox's workload may run. There is no way back.
 
     ``uid`` is the supervisor's own on the host. Started by root it stops being root here: the
@@ -61,14 +74,13 @@ def lock_down(
     Raises:
         SandboxError: something could not be given up; the caller must end.
     """
-    ruleset = landlock.prepare(_grants(needs, facts, spec, cwd), connect=needs.ports)
     if ids.privileged:
         capabilities.become(ids.uid, ids.gid, drop_groups=True)
     another = not ids.privileged and ids.outside_uid() != uid
     capabilities.drop_all(keep=[CapabilityBit.KILL] if another else [])
     process.limit_memory(_MEMORY_MAXIMUM)
     process.no_core_dump()
-    landlock.enforce(ruleset)
+    landlock.enforce(rules.ruleset)
     seccomp.load(program)
 
 

@@ -54,7 +54,7 @@ from .errors import ControlError, KernelStartError, ProtocolError, SandboxError,
 from .kernel import BOUND, Binding, Channels, KernelEndpoints, execute_kernel, run_kernel
 from .leftovers import LEFT_BEHIND, FileId, Leftovers
 from .lifeline import Lifeline
-from .lockdown import Needs, lock_down
+from .lockdown import Needs, Rules, lock_down
 from .protocol import (
     Answer,
     Ask,
@@ -215,8 +215,10 @@ def _build(
         keep=pipes.inside.descriptors(),
         rlimits=spec.rlimits,
     )
+    needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
+    rules = Rules(needs, facts, spec, cwd)
     try:
-        box = container.spawn(plan, workload, cgroup.join)
+        box = container.spawn(plan, workload, cgroup.join, rules.prepare)
     except SandboxError:
         for line in console.read():  # the traceback of a pid 1 that met a defect
             lifeline.notice(line)
@@ -230,8 +232,7 @@ def _build(
     pressure = watch_pressure() if request.waits else -1
     reached(Step.LOCK_DOWN)
     leftovers.close()
-    needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
-    lock_down(needs, facts, spec, cwd, ids, user_id, shared.supervisor_filter)
+    lock_down(rules, ids, user_id, shared.supervisor_filter)
     box.go()
     limits = MessageLimits()
     back_ends = BackEnds(_backend(endpoints), limits)

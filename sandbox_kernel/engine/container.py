@@ -134,11 +134,17 @@ class Container:
         self.channel.close()
 
 
-def spawn(plan: InitPlan, workload: Workload, join: Callable[[], None]) -> Container:
+def spawn(
+    plan: InitPlan,
+    workload: Workload,
+    join: Callable[[], None],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Container:
     """Fork the stage, which forks the init; return when every wall is up and was looked at.
 
-    ``join`` moves the calling process into the container's cgroup. The workload does not run yet:
-    the caller says :meth:`Container.go`.
+    ``join`` moves the calling process into the container's cgroup. ``meanwhile`` is called in this
+    process while the init builds; what it opens is not inside. The workload does not run yet: the
+    caller says :meth:`Container.go`.
     """
     reached(Step.STAGE)
     prctl(Prctl.SET_CHILD_SUBREAPER, 1)
@@ -161,6 +167,7 @@ def spawn(plan: InitPlan, workload: Workload, join: Callable[[], None]) -> Conta
             os.close(netns)
         with contextlib.suppress(OSError):  # an init that has failed already has said why
             messages.send(channel, {"type": "network"})
+        meanwhile()
         container.observed = _walls_of(channel, pidfd)
     except BaseException:
         container.close()

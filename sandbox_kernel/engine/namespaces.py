@@ -56,7 +56,7 @@ _outer_limits: dict[str, str | None] = {}
 def unshare_user() -> None:
     """Enter a new user namespace. The caller must have one thread; the maps are still empty."""
     names = (*_LIMITS.values(), *_SHARED_COUNTS)
-    _outer_limits.update({name: _read(_SYSCTL / name) for name in names})
+    _outer_limits.update({name: _read(f"{_SYSCTL}/{name}") for name in names})
     _unshare(CloneFlag.NEWUSER, "user")
 
 
@@ -171,8 +171,15 @@ def diagnose(flags: CloneFlag, number: int, sysctl: Path = _SYSCTL) -> tuple[str
     return base, None
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path | str) -> str | None:
+    """Without :mod:`pathlib`: of all that is read before the fork these are the most files."""
     try:
-        return path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(fd, 4096).decode().strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

@@ -48,6 +48,7 @@ V1_NAMES: Final = {"io": "blkio"}
 V1_ONLY: Final = frozenset({"net_cls", "net_prio", "devices", "cpuacct", "freezer"})
 #: Used where they are delegated, never required: they account, and they help to kill and to pause.
 OPTIONAL_CONTROLLERS: Final = ("memory", "pids", "cpuacct", "freezer", "io", "perf_event")
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 #: Bytes.
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 #: Microseconds. The quota of the cap ``cpus`` is counted in it on v1 and v2.
@@ -333,7 +334,7 @@ class Backend(Protocol):
 
 def unescape(text: str) -> str:
     """A path as mountinfo spells it: blanks and backslashes are octal there."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def by_directory(places: Iterable[Place]) -> dict[Path, list[Place]]:
