@@ -7,6 +7,7 @@ process outside, no way to another kernel. What remains is in SECURITY.md.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Needs:
     """Where the kernel will listen, behind the link."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rules:
     """The Landlock rules of one supervisor."""
 
@@ -51,17 +52,17 @@ class Rules:
     facts: HostFacts
     spec: SandboxSpec
     cwd: str
-    ruleset: int | None = -1
-    """``None`` where there is no Landlock; before :meth:`prepare` what Linux refuses."""
 
-    def prepare(self) -> None:
-        """Called while the sandbox is being built, which takes longer.
+    @functools.cached_property
+    def ruleset(self) -> int | None:
+        """What :func:`.landlock.enforce` takes. Made when it is first asked for, best while the
+        sandbox is being built, since that takes longer.
 
         Raises:
             LandlockError: the kernel has Landlock and refused a rule.
         """
         grants = _grants(self.needs, self.facts, self.spec, self.cwd)
-        self.ruleset = landlock.prepare(grants, connect=self.needs.ports)
+        return landlock.prepare(grants, connect=self.needs.ports)
 
 
 def lock_down(rules: Rules, ids: IdPlan, uid: int, program: bytes) -> None:
@@ -74,13 +75,14 @@ def lock_down(rules: Rules, ids: IdPlan, uid: int, program: bytes) -> None:
     Raises:
         SandboxError: something could not be given up; the caller must end.
     """
+    ruleset = rules.ruleset
     if ids.privileged:
         capabilities.become(ids.uid, ids.gid, drop_groups=True)
     another = not ids.privileged and ids.outside_uid() != uid
     capabilities.drop_all(keep=[CapabilityBit.KILL] if another else [])
     process.limit_memory(_MEMORY_MAXIMUM)
     process.no_core_dump()
-    landlock.enforce(rules.ruleset)
+    landlock.enforce(ruleset)
     seccomp.load(program)
 
 

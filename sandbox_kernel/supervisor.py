@@ -115,7 +115,7 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
     os.setsid()
     os.umask(0o077)
     process.default_signals()
-    prctl(Prctl.SET_DUMPABLE, 1)  # the launcher is not; the mapper writes below our /proc directory
+    prctl(Prctl.SET_DUMPABLE, 1)  # the launcher is not; the id maps are below our /proc directory
     lifeline, request, connection_file = Lifeline(sock), None, None
     try:
         reached(Step.REQUEST)
@@ -218,7 +218,7 @@ def _build(
     needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
     rules = Rules(needs, facts, spec, cwd)
     try:
-        box = container.spawn(plan, workload, cgroup.join, rules.prepare)
+        box = container.spawn(plan, workload, cgroup.join, lambda: rules.ruleset)
     except SandboxError:
         for line in console.read():  # the traceback of a pid 1 that met a defect
             lifeline.notice(line)

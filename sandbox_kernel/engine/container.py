@@ -138,7 +138,7 @@ def spawn(
     plan: InitPlan,
     workload: Workload,
     join: Callable[[], None],
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Container:
     """Fork the stage, which forks the init; return when every wall is up and was looked at.
 

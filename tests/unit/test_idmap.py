@@ -286,3 +286,23 @@ def test_every_plan_is_one_to_one_and_holds_what_was_asked(
         for a, b in itertools.pairwise(mappings):
             assert a.inside + a.count <= b.inside
             assert (a.inside + a.count, a.outside + a.count) != (b.inside, b.outside)
+
+
+@pytest.mark.parametrize(
+    ("identity", "id_range", "uid", "by_itself"),
+    [
+        (Identity.KEEP_ID, 0, UID, True),
+        (Identity.ROOT, 0, UID, True),
+        (Identity.KEEP_ID, 5, UID, False),
+        (Identity.ISOLATED, 0, UID, False),
+        (Identity.KEEP_ID, 0, 0, False),
+    ],
+)
+def test_only_the_map_of_the_own_id_needs_no_mapper(
+    identity: Identity, id_range: int, uid: int, by_itself: bool, tables: Tables
+) -> None:
+    tables.write("alice:100000:65536\nroot:300000:65536\n")
+    ids = tables.plan(identity, id_range, uid=uid, gid=GID if uid else 0)
+    assert ids.by_itself is by_itself
+    if by_itself:
+        assert [(m.outside, m.count) for m in ids.uid_map] == [(uid, 1)]
