@@ -12,6 +12,7 @@
       monitoring     which links to the kernel were cut and made again
       gauge          how much memory messages hold, looked at while the process works
       junk           links that bring too much that has to be dropped
+    wire         libzmq's flags and the sending of a message
     messages     frames, signatures, headers; what the proxy itself says
     connection   the connection file
     limits       every number

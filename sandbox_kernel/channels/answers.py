@@ -8,6 +8,7 @@ from typing import Final
 
 import zmq
 
+from . import wire
 from .broadcast import Broadcast
 from .connection import Channel
 from .messages import Composer, Failure, Header
@@ -66,7 +67,7 @@ class Answers:
         frames = self._composer.error_reply(
             request.msg_type, failure, request.header, request.identities
         )
-        self._fronts[request.channel].send_multipart(frames, zmq.NOBLOCK)
+        wire.send(self._fronts[request.channel], frames)
         request.replied = True
         self._settle(request)
 

@@ -31,6 +31,7 @@ from typing import Final
 
 import zmq
 
+from . import wire
 from .limits import MessageLimits
 from .messages import NO_PARENT, Composer
 from .report import Report
@@ -126,7 +127,7 @@ class Broadcast:
         if self.crowded:
             return False
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            wire.send(self.socket, frames, copy=False)
         except zmq.Again:
             return False
         return True

@@ -13,6 +13,7 @@ from typing import Final
 import zmq
 
 from ..errors import ProtocolError
+from . import wire
 
 #: Heartbeats that are remembered: a client has one under way at a time.
 _MAXIMUM: Final = 64
@@ -67,4 +68,4 @@ class Heartbeat:
         return True
 
     def _answer(self, frames: Frames) -> None:
-        self._front.send_multipart(frames, zmq.NOBLOCK)
+        wire.send(self._front, frames)

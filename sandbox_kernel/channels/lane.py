@@ -13,6 +13,7 @@ from collections.abc import Callable
 import zmq
 
 from ..errors import ProtocolError
+from . import wire
 from .connection import Channel
 from .junk import Junk
 from .limits import MessageLimits
@@ -51,10 +52,10 @@ class Lane:
 
     def interest(self) -> dict[Socket, int]:
         """What the poller should wait for; a parked message waits for room, and stops the front."""
-        back = 0 if self.junk.paused else zmq.POLLIN
+        back = 0 if self.junk.paused else wire.POLLIN
         if self._parked is None:
-            return {self.front: zmq.POLLIN, self.back: back}
-        return {self.front: 0, self.back: back | zmq.POLLOUT}
+            return {self.front: wire.POLLIN, self.back: back}
+        return {self.front: 0, self.back: back | wire.POLLOUT}
 
     def stop_forwarding(self) -> None:
         """The kernel is dead: requests are still judged, and go nowhere."""
@@ -86,7 +87,7 @@ class Lane:
     def _unpark(self) -> bool:
         if self._parked is not None:
             try:
-                self.back.send_multipart(self._parked, zmq.NOBLOCK)
+                wire.send(self.back, self._parked)
             except zmq.Again:
                 return False
             self._parked = None
@@ -103,7 +104,7 @@ class Lane:
             if frames is None:
                 return count
             if self._passes(self._judge_reply, frames, "message from the kernel"):
-                self.front.send_multipart(frames, zmq.NOBLOCK)
+                wire.send(self.front, frames)
         return self._limits.burst
 
     def _passes(self, judge: Judge, frames: Frames, what: str) -> bool:

@@ -32,6 +32,7 @@ from typing import Final
 import zmq
 
 from ..errors import ChannelError, describe_errno
+from . import wire
 from .announcements import Announcements
 from .answers import GIVEN_UP, Answers
 from .backends import BackEnds
@@ -174,7 +175,7 @@ class Proxy:
         """Have ``poller`` wait for all that :meth:`dispatch` handles, from now until close."""
         self._poller = poller
         self._gauge.start()
-        poller.register(self._gauge.fileno(), zmq.POLLIN)
+        poller.register(self._gauge.fileno(), wire.POLLIN)
         self._update_interest()
 
     def dispatch(self, events: Mapping[Socket | int, int]) -> None:
@@ -195,9 +196,9 @@ class Proxy:
         if events.get(self._upstream.socket):
             self._upstream.pump()
         for lane in self._lanes:
-            if events.get(lane.back, 0) & zmq.POLLIN:
+            if events.get(lane.back, 0) & wire.POLLIN:
                 lane.pump_replies()
-            if events.get(lane.front) or events.get(lane.back, 0) & zmq.POLLOUT:
+            if events.get(lane.front) or events.get(lane.back, 0) & wire.POLLOUT:
                 lane.pump_requests()
         if self._fences_due:  # after the pumps, which make room
             self._ask_for_fences()
@@ -338,10 +339,10 @@ class Proxy:
         for lane in self._lanes:
             for socket, flags in lane.interest().items():
                 self._set_interest(socket, flags)
-        self._set_interest(self._broadcast.socket, zmq.POLLIN)
-        self._set_interest(self._upstream.socket, 0 if self._upstream.junk.paused else zmq.POLLIN)
+        self._set_interest(self._broadcast.socket, wire.POLLIN)
+        self._set_interest(self._upstream.socket, 0 if self._upstream.junk.paused else wire.POLLIN)
         for monitor in self._monitors.values():
-            self._set_interest(monitor.socket, zmq.POLLIN)
+            self._set_interest(monitor.socket, wire.POLLIN)
 
     def _set_interest(self, socket: Socket, flags: int) -> None:
         if self._poller is None or self._interest.get(socket, 0) == flags:
