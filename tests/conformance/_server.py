@@ -29,7 +29,7 @@ class JupyterServer:
     ``root`` is its root folder and thereby the working directory of its kernels.
     """
 
-    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+    def __init__(self, root: Path, environment: dict[str, str], *options: str) -> None:
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self._addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -46,6 +46,7 @@ class JupyterServer:
                 "--ServerApp.port=0",
                 f"--ServerApp.root_dir={root}",
                 f"--IdentityProvider.token={self.token}",
+                *options,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from jupyter_core.paths import jupyter_runtime_dir
 
@@ -171,3 +172,30 @@ def test_nothing_outlives_a_server_that_is_terminated(
     assert len(server.seen) >= 3, "the kernels were not found below the server"
     assert left == []
     assert not list(Path(jupyter_runtime_dir()).glob("kernel-*"))
+
+
+def launchers(server: JupyterServer) -> list[list[str]]:
+    """Command lines of those that live below the server."""
+    children = psutil.Process(server.process.pid).children()
+    commands = [child.cmdline() for child in children]
+    return [words for words in commands if any("sandbox_kernel.launcher" in w for w in words)]
+
+
+def test_a_launcher_is_there_before_the_first_kernel(
+    jupyter_environment: Path, kernel_name: str, tmp_path: Path
+) -> None:
+    """And is the one that this starts from: there is no other then."""
+    options = (
+        "--ServerApp.jpserver_extensions={'sandbox_kernel.ahead': True}",
+        '--SandboxProvisioner.preload=["json"]',
+    )
+    server = JupyterServer(tmp_path, kernel_environment(), *options)
+    try:
+        (ahead,) = launchers(server)
+        assert ahead[ahead.index("--preload") + 1] == "json"
+        with server.kernel(kernel_name) as (_, wire):
+            assert wire.execute("print(6 * 7)").ok().text() == "42\n"
+            assert launchers(server) == [ahead]
+    finally:
+        left = server.stop()
+    assert left == []

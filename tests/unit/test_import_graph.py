@@ -33,7 +33,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"launcher", "client", "request"}),
     frozenset({"pool"}),
     frozenset({"provisioner", "spawner", "launch"}),
-    frozenset({"cli"}),
+    frozenset({"cli", "ahead"}),
 )
 
 #: importer → what it may import of its own layer.
