@@ -4,9 +4,6 @@
 the sandbox, with every wall up. The application object is made after the fork: what ipykernel and
 jupyter_client remember of a process (its pid, its parent, its random session) is the child's own.
 :func:`execute_kernel` replaces the fork by a new interpreter, which does the same in :func:`main`.
-
-A kernel of the pool comes up before anybody wants it. It waits in its event loop until the
-supervisor sends a :class:`Binding` with what is the client's: key and environment.
 """
 
 from __future__ import annotations
@@ -14,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import logging
 import multiprocessing.process
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
+from .binding import Channels
 from .errors import KernelStartError
 
 #: What an ordinary ipykernel has imported by the time it answers its first request. Nothing of the
@@ -45,6 +42,7 @@ PRELOADED: Final = (
     "sqlite3",
     "tornado.platform.asyncio",
     "zmq",
+    f"{__package__}.application",
 )
 _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"})
 
@@ -75,43 +73,6 @@ class KernelEndpoints:
 
     def to_connection_file(self) -> dict[str, Any]:
         return {"transport": "tcp"} | vars(self)
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Descriptors between a kernel that comes up and its supervisor."""
-
-    bound: int
-    """Gets :data:`WAITS` when the kernel waits for its binding, if it is to, and :data:`BOUND` when
-    its channels are bound and it is its client's."""
-    binding: int = -1
-    """Where its :class:`Binding` comes from; -1: it is nobody's but the one client's."""
-
-    def descriptors(self) -> tuple[int, ...]:
-        return (self.bound,) if self.binding < 0 else (self.bound, self.binding)
-
-
-#: What a kernel writes to :attr:`Channels.bound`.
-WAITS: Final = b"w"
-BOUND: Final = b"b"
-
-
-@dataclass(frozen=True)
-class Binding:
-    """What makes a kernel that waits that of one client."""
-
-    key: str = field(repr=False)
-    signature_scheme: str
-    environment: dict[str, str] = field(repr=False)
-    """The whole one."""
-
-    def encode(self) -> bytes:
-        return json.dumps(vars(self)).encode()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Binding:
-        """In the kernel, before anything of a client's runs."""
-        return cls(**json.loads(raw))
 
 
 def preload(modules: Sequence[str] = ()) -> None:
@@ -173,51 +134,9 @@ def main() -> NoReturn:
 
 
 def _run(path: str, channels: Channels, arguments: Sequence[str]) -> int:
-    from ipykernel.kernelapp import IPKernelApp
-    from tornado.ioloop import IOLoop
     from traitlets.config import Config
 
-    before = dict(os.environ)
-
-    class SandboxedKernelApp(IPKernelApp):
-        """An ipykernel that says when it has bound, and waits for its client if it is to."""
-
-        def parse_command_line(self, argv: list[str] | None = None) -> None:
-            """Only if there is something: to make the parser of all options takes milliseconds."""
-            if argv:
-                super().parse_command_line(argv)
-
-        def init_sockets(self) -> None:
-            """Without the warning of plain tcp: these ports are in a net namespace of their own."""
-            level = self.log.level
-            self.log.setLevel(logging.ERROR)
-            super().init_sockets()  # type: ignore[no-untyped-call]
-            self.log.setLevel(level)
-
-        def init_heartbeat(self) -> None:
-            super().init_heartbeat()  # type: ignore[no-untyped-call]
-            if channels.binding < 0:
-                self.say_bound()
-
-        def start(self) -> None:
-            if channels.binding >= 0:
-                loop = IOLoop.current()
-                loop.add_handler(channels.binding, self.bind, loop.READ)
-                loop.add_callback(os.write, channels.bound, WAITS)
-            super().start()  # type: ignore[no-untyped-call]
-
-        def bind(self, fd: int, events: int) -> None:
-            IOLoop.current().remove_handler(fd)
-            binding = Binding.decode(_read_all(fd))
-            _exchange_environment(before, binding.environment)
-            self.session.signature_scheme = binding.signature_scheme
-            self.session.key = binding.key.encode()
-            _rewrite_key(path, binding)
-            self.say_bound()
-
-        def say_bound(self) -> None:
-            os.write(channels.bound, BOUND)
-            os.close(channels.bound)
+    from .application import SandboxedKernelApp
 
     _reset_inherited_state()
     status = 0
@@ -227,7 +146,8 @@ def _run(path: str, channels: Channels, arguments: Sequence[str]) -> int:
             connection_file=path,
             config=Config(DEFAULTS),
         )
-        app.initialize(list(arguments))  # type: ignore[no-untyped-call]
+        app.channels = channels
+        app.initialize(list(arguments))
         app.start()
     except SystemExit as leaving:
         status = _exit_status(leaving)
@@ -244,30 +164,6 @@ def _write_connection_file(endpoints: KernelEndpoints) -> str:
     with os.fdopen(fd, "w") as file:
         json.dump(endpoints.to_connection_file(), file)
     return path
-
-
-def _rewrite_key(path: str, binding: Binding) -> None:
-    """For whoever connects to the kernel from inside, as with ``%connect_info``."""
-    with open(path, "r+") as file:
-        info = json.load(file)
-        info |= {"key": binding.key, "signature_scheme": binding.signature_scheme}
-        file.seek(0)
-        file.truncate()
-        json.dump(info, file)
-
-
-def _read_all(fd: int) -> bytes:
-    """To the end; closed then."""
-    with os.fdopen(fd, "rb") as file:
-        return file.read()
-
-
-def _exchange_environment(before: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    """``environment`` in place of ``before``; what the kernel itself set meanwhile stays."""
-    for name in before.keys() - environment.keys():
-        os.environ.pop(name, None)
-    os.environ.update(environment)
-    time.tzset()
 
 
 def _reset_inherited_state() -> None:

@@ -28,6 +28,7 @@ from typing import Any, Final
 import zmq
 
 from . import control, hostpaths, rundir
+from .binding import BOUND, Binding, Channels
 from .capevents import CapEvents
 from .channels import (
     BackEnds,
@@ -51,7 +52,7 @@ from .engine.rootfs import HostFacts
 from .engine.steps import Step, reached
 from .environment import complete_environment
 from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, SetupError
-from .kernel import BOUND, Binding, Channels, KernelEndpoints, execute_kernel, run_kernel
+from .kernel import KernelEndpoints, execute_kernel, run_kernel
 from .leftovers import LEFT_BEHIND, FileId, Leftovers
 from .lifeline import Lifeline
 from .lockdown import Needs, Rules, lock_down

@@ -13,12 +13,12 @@ import select
 import time
 from typing import Final
 
+from .binding import WAITS
 from .capevents import CapEvents
 from .channels import BackEnds
 from .console import Console
 from .engine.container import Container
 from .errors import KernelStartError, ProtocolError
-from .kernel import WAITS
 from .lifeline import Lifeline
 from .protocol import Bind, Kill, Waits
 

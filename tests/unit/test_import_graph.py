@@ -26,7 +26,9 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"spec"}),
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
-    frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "kernel"}),
+    frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "binding"}),
+    frozenset({"application"}),
+    frozenset({"kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe"}),
     frozenset({"control", "waiting"}),
     frozenset({"supervisor"}),
@@ -58,7 +60,9 @@ FOREIGN: Final[dict[str, frozenset[str]]] = {
 }
 JUPYTER: Final = ("jupyter", "IPython", "ipykernel", "nbclient", "nbformat")
 #: members that may know Jupyter's packages; channels/ speaks its protocol without them.
-KNOWS_JUPYTER: Final = frozenset({"request", "kernel", "launch", "provisioner", "spawner", "cli"})
+KNOWS_JUPYTER: Final = frozenset(
+    {"request", "application", "kernel", "launch", "provisioner", "spawner", "cli"}
+)
 CFFI_ROOM: Final = "syscalls"
 
 # -- reading ---------------------------------------------------------------------------------------
