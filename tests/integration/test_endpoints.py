@@ -442,7 +442,7 @@ HANGING_COMMAND = """
 import json, sys
 from sandbox_kernel import launch
 words = json.loads(sys.argv[1])
-launch.launcher_command = lambda python: tuple(words)
+launch.launcher_command = lambda python, preload: tuple(words)
 sys.exit(launch.main(sys.argv[2:]))
 """
 
