@@ -6,7 +6,9 @@ PYTHON ?= /usr/bin/python3
 VENV ?= .venv
 # Handed to pytest, such as PYTEST_ARGS="-k pivot -x"
 PYTEST_ARGS ?=
-export PYTHON VENV PYTEST_ARGS
+# Handed to the benchmarks, such as BENCH_ARGS="--rounds 3 kernel_start" or BENCH_ARGS=--long
+BENCH_ARGS ?=
+export PYTHON VENV PYTEST_ARGS BENCH_ARGS
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-escape test-vm vm-run caps-table bench venv lint format types wheel sdist clean
@@ -33,7 +35,7 @@ vm-run: ## one command in it, as in make vm-run VM_CMD="--user deleg pytest -x i
 caps-table: ## docs/caps.md from the results of make test and make test-vm, both run by root
 	@"$(PYTHON)" -I tools/caps-table
 
-bench: ## the benchmarks
+bench: ## ours, ipykernel, bubblewrap and runc side by side, in minutes: a table and bench.json
 	@tools/run bench
 
 venv: ## the virtual environment with everything for development, this package included

@@ -7,6 +7,7 @@ peer of the same run.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-#: Where the results of all benchmarks are gathered.
+#: Where the results of all benchmarks are gathered: ``{"machine": …, "results": {title: …}}``.
 JSON: Final = Path(os.environ.get("BENCH_JSON") or "bench.json")
 
 
@@ -38,6 +39,20 @@ class Spread:
         return cls(median, low, high, len(values))
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has, see :func:`rounds`."""
+    found = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--rounds", type=int, help="how often each thing is measured")
+    found.add_argument("--long", action="store_true", help="as often as figures to quote take")
+    return found
+
+
+def rounds(options: argparse.Namespace, few: int, many: int) -> int:
+    return int(options.rounds or (many if options.long else few))
+
+
 def by_turns(
     measures: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
@@ -54,34 +69,44 @@ def by_turns(
 
 
 def report(
-    title: str, unit: str, values: Mapping[str, Sequence[float]], *, against: str, scale: float = 1
+    title: str,
+    unit: str,
+    values: Mapping[str, Sequence[float]],
+    *,
+    against: str,
+    scale: float = 1,
+    bases: Mapping[str, float] | None = None,
 ) -> None:
     """One table: the ratio to the peer ``against`` first, then the figures. Goes to the JSON too.
 
-    ``values`` are divided by nothing and multiplied by ``scale`` for the table only.
+    ``values`` are multiplied by ``scale`` for table and JSON, so that both are in ``unit``. With
+    ``bases`` each peer is compared with a value of its own, which ``against`` names.
     """
-    spreads = {name: Spread.of(found) for name, found in values.items()}
-    base = spreads[against].median
+    spreads = {name: Spread.of([v * scale for v in found]) for name, found in values.items()}
+    if bases is None:
+        bases = dict.fromkeys(spreads, spreads[against].median / scale)
+    ratios = {
+        name: s.median / (bases[name] * scale) if bases[name] else None
+        for name, s in spreads.items()
+    }
     print(f"\n{title} [{unit}], ratio to {against}")
     for name, s in spreads.items():
-        ratio = s.median / base if base else float("nan")
-        figures = f"{s.median * scale:9.3f}  ({s.low * scale:.3f} to {s.high * scale:.3f})"
-        print(f"  {name:24s} {ratio:7.3f}x  {figures}  n={s.count}")
-    _save(title, unit, against, spreads)
+        ratio = "      - " if ratios[name] is None else f"{ratios[name]:7.3f}x"
+        print(f"  {name:24s} {ratio}  {s.median:9.3f}  ({s.low:.3f} to {s.high:.3f})  n={s.count}")
+    peers = {name: {"ratio": ratios[name], **vars(s)} for name, s in spreads.items()}
+    save("results", title, {"unit": unit, "against": against, "peers": peers})
 
 
-def _save(title: str, unit: str, against: str, spreads: Mapping[str, Spread]) -> None:
+def saved() -> dict[str, Any]:
+    """What the file holds."""
     try:
         known: dict[str, Any] = json.loads(JSON.read_text())
-    except (OSError, ValueError):
-        known = {}
-    base = spreads[against].median
-    known[title] = {
-        "unit": unit,
-        "against": against,
-        "peers": {
-            name: {"ratio": s.median / base if base else None, **vars(s)}
-            for name, s in spreads.items()
-        },
-    }
+    except FileNotFoundError:
+        return {}
+    return known
+
+
+def save(part: str, title: str, value: object) -> None:
+    known = saved()
+    known.setdefault(part, {})[title] = value
     JSON.write_text(json.dumps(known, indent=1) + "\n")

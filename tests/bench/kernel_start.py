@@ -1,25 +1,20 @@
 """From ``start_kernel`` to the first ``kernel_info_reply``, and the shutdown, by turns.
 
-python tests/bench/kernel_start.py [--rounds 15]
+python tests/bench/kernel_start.py [--rounds 7 | --long]
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
-from pathlib import Path
 
-from _measure import by_turns, report
-from _peers import Peer, all_peers, ask
+from _measure import by_turns, parser, report, rounds
+from _peers import Peer, all_peers, ask, own_folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="skb-") as name:
-        peers = all_peers(Path(name))
+    options = parser(__doc__).parse_args()
+    with own_folder() as folder:
+        peers = all_peers(folder)
         shutdowns: dict[str, list[float]] = {peer.name: [] for peer in peers}
 
         def measure(peer: Peer) -> float:
@@ -33,8 +28,10 @@ def main() -> None:
             peer.after(km)
             return there - begin
 
-        starts = by_turns({p.name: lambda p=p: measure(p) for p in peers}, options.rounds)
+        turns = rounds(options, 7, 50)
+        starts = by_turns({p.name: lambda p=p: measure(p) for p in peers}, turns)
         report("start to kernel_info_reply", "ms", starts, against="plain", scale=1e3)
+        shutdowns = {name: times[1:] for name, times in shutdowns.items()}  # that of the warm-up
         report("shutdown", "ms", shutdowns, against="plain", scale=1e3)
 
 

@@ -1,21 +1,20 @@
 """What the proxy costs: the same kernel asked directly and through the proxy, by turns.
 
-Prints medians and their ratio proxy/direct for small cells, for cells with 1 MB of output, and how
-many of a flood of messages arrive. Turns alternate, so that the machine's moods hit both alike.
+Small cells, cells with 1 MB of output, requests of 1 MB, and what arrives of a flood of messages.
+No container is there: it is the proxy alone. Turns alternate, so that the machine's moods hit both.
 
-    python tests/bench/proxy_roundtrip.py [--rounds 200] [--kind ipc]
+    python tests/bench/proxy_roundtrip.py [--rounds 100 | --long] [--kind ipc]
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
+from _measure import parser, report, rounds
 from jupyter_client.blocking.client import BlockingKernelClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,13 +41,17 @@ def seconds(client: BlockingKernelClient, code: str) -> float:
 
 
 def compare(
-    direct: BlockingKernelClient, proxied: BlockingKernelClient, code: str, rounds: int
-) -> tuple[float, float]:
-    """Medians, direct and through the proxy."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(2 * rounds):
-        times[turn % 2].append(seconds((direct, proxied)[turn % 2], code))
-    return statistics.median(times[0]), statistics.median(times[1])
+    direct: BlockingKernelClient, proxied: BlockingKernelClient, code: str, turns: int
+) -> dict[str, list[float]]:
+    """Seconds, direct and through the proxy; three turns more do not count."""
+    clients = {"direct": direct, "proxy": proxied}
+    times: dict[str, list[float]] = {name: [] for name in clients}
+    for turn in range(turns + 3):
+        for name, client in clients.items():
+            value = seconds(client, code)
+            if turn >= 3:
+                times[name].append(value)
+    return times
 
 
 def flood(client: BlockingKernelClient) -> tuple[int, float]:
@@ -61,10 +64,9 @@ def flood(client: BlockingKernelClient) -> tuple[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--kind", choices=proxies.KINDS, default="ipc")
-    options = parser.parse_args()
+    more = parser(__doc__)
+    more.add_argument("--kind", choices=proxies.KINDS, default="ipc")
+    options = more.parse_args()
     with tempfile.TemporaryDirectory(prefix="skb-") as name:
         folder = Path(name)
         front = proxies.front_info(options.kind, folder)
@@ -76,19 +78,21 @@ def main() -> None:
         ):
             proxy.do("connect")
             proxies.welcomed(proxied)
-            measure(direct, proxied, options.rounds)
+            measure(direct, proxied, rounds(options, 100, 500))
             print(proxy.do("state"))
 
 
-def measure(direct: BlockingKernelClient, proxied: BlockingKernelClient, rounds: int) -> None:
+def measure(direct: BlockingKernelClient, proxied: BlockingKernelClient, turns: int) -> None:
     """Both clients stay subscribed throughout, so each gets what the other asked for as well."""
     for name, (code, share) in CELLS.items():
-        compare(direct, proxied, code, 3)
-        one, other = compare(direct, proxied, code, max(int(rounds * share), 5))
-        print(f"{name}: direct {one * 1e3:.2f} ms, proxy {other * 1e3:.2f} ms, {other / one:.3f}")
+        times = compare(direct, proxied, code, max(int(turns * share), 5))
+        report(f"proxy alone, {name}", "ms", times, against="direct", scale=1e3)
+    rates: dict[str, list[float]] = {"direct": [], "proxy": []}
     for name, client in (("direct", direct), ("proxy", proxied)) * 2:
         arrived, rate = flood(client)
-        print(f"flood of {FLOOD}, {name}: {arrived} arrived, {rate:.0f} a second")
+        rates[name].append(rate)
+        print(f"flood of {FLOOD}, {name}: {arrived} arrived")
+    report(f"proxy alone, flood of {FLOOD}", "messages/s", rates, against="direct")
 
 
 if __name__ == "__main__":

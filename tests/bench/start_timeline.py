@@ -1,6 +1,6 @@
 """Where the time of a start goes: when each step of set-up begins, and what the kernel does.
 
-    python tests/bench/start_timeline.py [--rounds 15]
+    python tests/bench/start_timeline.py [--rounds 10 | --long]
 
 The launcher is one that writes each step down, with the clock that all namespaces share. Medians
 over the rounds, in milliseconds since ``start_kernel``.
@@ -8,18 +8,16 @@ over the rounds, in milliseconds since ``start_kernel``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from _peers import Sandboxed, ask
+from _measure import parser, rounds
+from _peers import Sandboxed, ask, own_folder
 
 #: Methods of the kernel's application, in their order: each is written down when it is called.
 TOLD = 100  # a descriptor that every process on the way leaves open
@@ -59,20 +57,18 @@ def launcher(path: str, arguments: list[str]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="skb-") as name:
-        path = f"{name}/told"
+    with own_folder() as folder:
+        path = str(folder / "told")
         os.mkfifo(path)
         pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         command = (sys.executable, "-Xfrozen_modules=off", __file__, "--launcher", path)
         from sandbox_kernel.provisioner import SandboxProvisioner
 
         SandboxProvisioner._launcher_command = command
-        peer = Sandboxed(Path(name), "sandboxed")
-        for turn in range(options.rounds + 1):
+        peer = Sandboxed(folder, "zygote")
+        for turn in range(rounds(options, 10, 50) + 1):
             km = peer.manager()
             begin = time.time_ns()
             peer.start(km)
