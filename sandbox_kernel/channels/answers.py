@@ -104,6 +104,16 @@ class Answers:
             elif channel is request.channel:
                 request.reply_at_risk = True
 
+    def tell(self, text: str) -> bool:
+        """A line in the output of the cell that runs; false if none does."""
+        cells = (r for r in self._pending if r.msg_type == "execute_request" and not r.idled)
+        cell = next(cells, None)
+        if cell is None:
+            return False
+        frames = self._composer.stream(f"[sandbox] {text}\n", cell.header)
+        self._broadcast.send(frames, essential=True, parent=cell.header)
+        return True
+
     def fence(self, channel: Channel) -> list[bytes]:
         """A request of our own for the kernel, which answers in order: what of ``channel`` waited
         before it and has no answer when it comes back gets none any more.

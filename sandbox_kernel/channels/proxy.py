@@ -319,6 +319,9 @@ class Proxy:
                 f"kernel sent a frame larger than {self._limits.max_frame_bytes} bytes, or "
                 "something that is not ZMTP; messages were lost"
             )
+            lost = f"output was lost: a message of more than {self._limits.max_frame_bytes} bytes"
+            if channel is Channel.IOPUB and not self._answers.tell(lost):
+                self._announcements.add(lost)
             self._answers.after_a_cut(channel)
             if channel in (Channel.SHELL, Channel.CONTROL):
                 self._fences_due.add(channel)

@@ -46,11 +46,11 @@ class Stand:
         return client
 
 
-def _stand(kind: str, folder: Path, *, connect: bool = True) -> Iterator[Stand]:
+def _stand(kind: str, folder: Path, *, connect: bool = True, **limits: int) -> Iterator[Stand]:
     front = front_info(kind, folder)
     with ExitStack() as stack:
         kernel = stack.enter_context(kernel_process(folder, front.key))
-        proxy = stack.enter_context(proxy_process(front, kernel.info))
+        proxy = stack.enter_context(proxy_process(front, kernel.info, **limits))
         if connect:
             proxy.do("connect")
         yield Stand(kernel, proxy, stack)
@@ -69,6 +69,16 @@ def stand(tmp_path: Path) -> Iterator[Stand]:
 @pytest.fixture
 def unconnected(tmp_path: Path) -> Iterator[Stand]:
     yield from _stand("ipc", tmp_path, connect=False)
+
+
+def test_output_that_is_too_large_for_one_message_is_said_to_be_lost(tmp_path: Path) -> None:
+    """A kernel that is not asked to flush sends all that a cell has printed as one."""
+    for stand in _stand("ipc", tmp_path, max_frame_bytes=2**20):
+        client = stand.client()
+        reply, output = run(client, "print('x' * 2_000_000)")
+        assert "[sandbox] output was lost: a message of more than 1048576 bytes\n" in text(output)
+        assert reply["status"] == "ok"
+        assert text(run(client, "print('next')")[1]) == "next\n"
 
 
 # -- every transport ----------------------------------------------------------------------------
