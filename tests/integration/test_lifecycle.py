@@ -358,6 +358,7 @@ def test_a_daemon_does_not_outlive_its_kernel(now: bool, here: Ground) -> None:
             "if os.fork(): os._exit(0)\n"
             "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
             "    signal.signal(number, signal.SIG_IGN)\n"
+            "while os.getppid() != 1: os.sched_yield()\n"  # who forked it is ending
             "print(os.getpid(), os.getppid(), flush=True)\n"
             "signal.pause()\n"
             "'''\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.remains import Ground, caps, descendants, provisioner_of, standing, wait_for_end
+from integration.remains import (
+    Ground,
+    caps,
+    descendants,
+    provisioner_of,
+    readable,
+    standing,
+    wait_for_end,
+)
 from integration.sandboxes import TIMEOUT, connected, manager, run_cell, said, started, value
 from jupyter_client.manager import KernelManager
 
@@ -43,8 +50,8 @@ def filled(pool: Pool, count: int = 1) -> list[Waiting]:
     assert len(found) == count
     deadline = time.monotonic() + TIMEOUT
     while not all(waiting.sandbox.waits for waiting in found):
-        fds = [waiting.sandbox for waiting in found if not waiting.sandbox.waits]
-        assert select.select(fds, [], [], deadline - time.monotonic())[0]
+        comes = next(waiting.sandbox for waiting in found if not waiting.sandbox.waits)
+        assert readable(comes.fileno(), deadline)
         assert pool.count() <= count
     return found
 

@@ -29,13 +29,22 @@ class FakeXpub:
         self.sent: list[list[bytes]] = []
         self.lossy: list[list[bytes]] = []
         self.events: list[bytes] = []
+        self.parts: list[bytes] = []
 
-    def send_multipart(self, frames: list[bytes], flags: int, copy: bool) -> None:
-        assert flags == zmq.NOBLOCK
+    def send(self, frame: bytes, flags: int, copy: bool) -> None:
+        """It refuses a message at its first part, or takes all of them."""
+        assert flags & zmq.NOBLOCK
+        self.parts.append(frame)
+        if not self.parts[1:] and self.nodrop and not self.room:
+            self.parts.clear()
+            raise zmq.Again
+        if not flags & zmq.SNDMORE:
+            self.take(self.parts)
+            self.parts = []
+
+    def take(self, frames: list[bytes]) -> None:
         if not self.nodrop:
             self.lossy.append(frames)
-        elif not self.room:
-            raise zmq.Again
         else:
             self.room -= 1
             self.sent.append(frames)
