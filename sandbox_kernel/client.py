@@ -25,6 +25,7 @@ from .protocol import (
     Accepted,
     Ask,
     Bind,
+    Bound,
     Done,
     Exited,
     Failed,
@@ -103,6 +104,15 @@ class Launcher:
                 raise
         return ours
 
+    @classmethod
+    def remember(cls, command: tuple[str, ...], word: Bound) -> None:
+        """Tell the launcher for ``command`` what to remove with a sandbox. Nothing, if it died."""
+        with cls._lock:
+            launcher = cls._running.get(command)
+        if launcher is not None:
+            with contextlib.suppress(OSError):
+                messages.send(launcher.socket, word.to_message())
+
     def close(self) -> None:
         """Let it end once its kernels have. It ends the same way when this process dies."""
         self.socket.close()
@@ -142,6 +152,8 @@ class Sandbox:
         self.lifeline = lifeline
         self.started: Started | None = None
         self.exited: Exited | None = None
+        self.supervisor_pid: int | None = None
+        """Of the host, as soon as the supervisor has the request."""
         self.waits = False
         """It is of the pool, complete, and nobody's yet."""
         self.paused = False
@@ -229,6 +241,9 @@ class Sandbox:
         match message:
             case Accepted() if len(fds) == 1 and self._supervisor_pidfd < 0:
                 self._supervisor_pidfd = fds.pop()
+                self.supervisor_pid = message.supervisor_pid
+            case Started() if self.started is not None:
+                raise ProtocolError("a sandbox starts once")
             case Waits():
                 self.waits = True
             case Started():

@@ -16,14 +16,14 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from . import leftovers
 from .death import of_supervisor
 from .engine import cgroups, messages, process
 from .errors import ProtocolError, SandboxError
-from .leftovers import LEFT_BEHIND, Leftovers
+from .leftovers import LEFT_BEHIND, FileId, Leftovers
 from .protocol import Exited, Failed
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class _Child:
     """The pipe on which it wrote down what it made."""
     lifeline: socket.socket
     """Its own end, never read here: to tell the client how it died."""
+    files: list[FileId] = field(default_factory=list)
+    """What it cannot write down any more: it is locked down."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,6 +106,8 @@ class Launcher:
         if received is None:
             return False
         message, fds = received
+        if message["type"] == "bound":
+            self._remember(message)
         if message["type"] != "start" or len(fds) != 1:
             for fd in fds:
                 os.close(fd)
@@ -111,6 +115,12 @@ class Launcher:
         with contextlib.ExitStack() as stack:
             self._start(stack, stack.enter_context(socket.socket(fileno=fds[0])))
         return True
+
+    def _remember(self, message: dict[str, Any]) -> None:
+        child = self.children.get(message.get("supervisor_pid", 0))
+        found = FileId.of(str(message.get("connection_file")))
+        if child is not None and found is not None:
+            child.files.append(found)
 
     def _start(self, stack: contextlib.ExitStack, lifeline: socket.socket) -> None:
         """``stack`` closes the lifeline, unless there is a child that has it."""
@@ -167,7 +177,7 @@ class Launcher:
                 f"sandbox-kernel: a supervisor was {status.describe()}; its sandbox ends with it",
                 file=sys.stderr,
             )
-        for file in leftovers.parse(raw):
+        for file in (*leftovers.parse(raw), *child.files):
             file.remove()
         swept = cgroups.sweep(os.getuid(), self.shared.cgroup_hint)
         for problem in swept.problems:

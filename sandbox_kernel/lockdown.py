@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from . import rundir
@@ -110,22 +111,27 @@ def _code(facts: HostFacts, spec: SandboxSpec) -> Iterator[Grant]:
 
 
 def _cgroups(cgroup: KernelCgroup) -> Iterator[Grant]:
-    """All of the own leaves, and the right to remove them, which is one to the directory above.
+    """The files of the own leaves, and the right to remove those, which is one to the folder above.
 
-    The files of that directory, not what lies below it: who reached its limits, and the caps of all
-    kernels of the user where there are any. Nobody is moved there.
+    The files of that directory too, not what lies below it: who reached its limits, and the caps of
+    all kernels of the user where there are any. Nobody is moved into either: whoever can be frozen
+    or killed with a cgroup could be any process of the user.
     """
     for leaf in cgroup.leaves:
         above = leaf.path.parent
-        yield Grant(str(leaf.path), _READ | Access.WRITE_FILE | Access.REMOVE_DIR)
+        yield Grant(str(leaf.path), _READ | Access.REMOVE_DIR)
+        yield from _files(leaf.path, writes=True)
         yield Grant(str(above), Access.REMOVE_DIR)
-        shared = above.parent in cgroup.shared_by_total
-        for entry in os.scandir(above):
-            if entry.is_file(follow_symlinks=False):
-                writes = shared and entry.name not in _MOVES
-                access = Access.READ_FILE | (Access.WRITE_FILE if writes else Access(0))
-                yield Grant(entry.path, access)
+        yield from _files(above, writes=above.parent in cgroup.shared_by_total)
     for directory in cgroup.shared_by_total:
         yield Grant(str(directory), Access.READ_DIR | Access.REMOVE_DIR)
     for path in _DISKS:
         yield Grant(path, _READ)
+
+
+def _files(directory: Path, *, writes: bool) -> Iterator[Grant]:
+    for entry in os.scandir(directory):
+        if entry.is_file(follow_symlinks=False):
+            allowed = writes and entry.name not in _MOVES
+            access = Access.READ_FILE | (Access.WRITE_FILE if allowed else Access(0))
+            yield Grant(entry.path, access)

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,11 +42,32 @@ class Recipe:
     folder: str
     """Where the connection files are."""
     arguments: tuple[str, ...]
+    interpreter: tuple[tuple[str, str], ...]
+    """Variables that an interpreter reads when it starts: a cold kernel has started already."""
+    places: tuple[tuple[str, int, int], ...]
+    """The folders that are mounted, and which they were: another may stand there since. With them
+    what is protected in a workspace only if it is there."""
 
     @classmethod
     def of(cls, request: LaunchRequest, command: tuple[str, ...]) -> Recipe:
         folder = os.path.dirname(request.connection_file or "")
-        return cls(command, repr(request.spec), request.cwd, folder, request.arguments)
+        return cls(
+            command, repr(request.spec), request.cwd, folder, request.arguments,
+            _of_interpreter(request.environment), tuple(_places(request)),
+        )  # fmt: skip
+
+
+def _of_interpreter(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in environment.items() if item[0].startswith("PYTHON")))
+
+
+def _places(request: LaunchRequest) -> Iterator[tuple[str, int, int]]:
+    workspace = request.spec.workspace_path or request.cwd
+    sources = [mount.source for mount in request.spec.mounts]
+    for path in (request.cwd, workspace, os.path.join(workspace, ".git"), *sources):
+        with contextlib.suppress(OSError):
+            found = os.stat(path)
+            yield os.path.realpath(path), found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,7 @@ def _begin(recipe: Recipe, request: LaunchRequest) -> Waiting:
         request,
         sandbox_id=name,
         waits=True,
+        environment=dict(recipe.interpreter),
         connection={
             "transport": "ipc",
             "ip": str(directory / "k"),

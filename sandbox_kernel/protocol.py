@@ -1,14 +1,15 @@
 """What a client (the provisioner or the foreground command), the launcher and a supervisor say.
 
-Two sockets. On the *launcher's* socket the client says only :class:`Start`, and hands over one end
-of a new packet socket, the *lifeline*. The launcher forks a supervisor and forgets: it never reads
-a request, so no child of it inherits another kernel's key. On the lifeline the client sends one
-:class:`LaunchRequest`; the supervisor answers :class:`Accepted`, then :class:`Started` or
-:class:`Failed`, later maybe :class:`Notice`, at last :class:`Exited`. One for the pool says
-:class:`Waits` before it starts, and wants a :class:`Bind`. The client may send :class:`Signal` and
-:class:`Kill`, which have no answer, and :class:`Pause`, :class:`Resume`, :class:`Update` and
-:class:`GetUsage`. Each of these has a number of the client's and gets one answer with it, in their
-order: :class:`Done`, :class:`Refused` or :class:`Usage`. There is none if the kernel ends first.
+Two sockets. On the *launcher's* socket the client says :class:`Start`, and hands over one end of a
+new packet socket, the *lifeline*; and :class:`Bound`, of a sandbox that it took from its pool. The
+launcher forks a supervisor and forgets: it never reads a request, so no child of it inherits
+another kernel's key. On the lifeline the client sends one :class:`LaunchRequest`; the supervisor
+answers :class:`Accepted`, then :class:`Started` or :class:`Failed`, later maybe :class:`Notice`, at
+last :class:`Exited`. One for the pool says :class:`Waits` before it starts, and wants a
+:class:`Bind`. The client may send :class:`Signal` and :class:`Kill`, which have no answer, and
+:class:`Pause`, :class:`Resume`, :class:`Update` and :class:`GetUsage`. Each of these has a number
+of the client's and gets one answer with it, in their order: :class:`Done`, :class:`Refused` or
+:class:`Usage`. There is none if the kernel ends first.
 The end of the lifeline is the end of the sandbox, whoever closed it and however it died.
 
 Every message is a frozen dataclass with plain fields; :data:`VERSION` is in each request.
@@ -34,6 +35,22 @@ class Start:
 
     def to_message(self) -> dict[str, Any]:
         return {"type": "start", "version": VERSION}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Client → launcher: a sandbox of the pool is a client's now, who has this connection file. Of
+    any other the supervisor tells it before it is locked down."""
+
+    supervisor_pid: int
+    connection_file: str
+
+    def to_message(self) -> dict[str, Any]:
+        return {
+            "type": "bound",
+            "supervisor_pid": self.supervisor_pid,
+            "connection_file": self.connection_file,
+        }
 
 
 @dataclass(frozen=True)

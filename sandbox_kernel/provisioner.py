@@ -24,7 +24,7 @@ from traitlets import Any as AnyTrait
 from traitlets.config.loader import Config, LazyConfigValue
 
 from . import rundir
-from .client import Sandbox, launcher_command
+from .client import Launcher, Sandbox, launcher_command
 from .engine.cgroups import CgroupUsage
 from .errors import (
     CgroupError,
@@ -43,6 +43,7 @@ from .protocol import (
     Answer,
     Ask,
     Bind,
+    Bound,
     Done,
     Exited,
     GetUsage,
@@ -287,6 +288,11 @@ class SandboxProvisioner(LocalProvisioner):
         self.sandbox = sandbox = pooled.sandbox
         secrets = {name: request.connection[name] for name in SECRETS & request.connection.keys()}
         try:
+            if Recipe.of(request, pooled.recipe.command) != pooled.recipe:
+                raise ControlError("what it was built from has changed", cause="it is not used")
+            if sandbox.supervisor_pid is not None and request.connection_file is not None:
+                word = Bound(sandbox.supervisor_pid, request.connection_file)
+                Launcher.remember(pooled.recipe.command, word)
             sandbox.bind(Bind(secrets, request.environment, request.connection_file))
             return await self._started(sandbox)
         except (SandboxError, OSError) as error:
@@ -545,7 +551,8 @@ def _exposed(connection: Mapping[str, Any]) -> Iterator[str]:
     if connection["transport"] == "tcp" and "curve_secretkey" not in connection:
         yield (
             f"every user of this machine can connect to this kernel's ports on {connection['ip']}, "
-            "and read its outputs and what its cells ask for; running code needs the key. Remedy: "
+            "read its outputs and what its cells ask for, and end it with data without an end; "
+            "running code needs the key. Remedy: "
             "transport = 'ipc', or CurveZMQ: c.KernelManager.transport_encryption = 'required'"
         )
 

@@ -18,6 +18,7 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -249,6 +250,8 @@ def _build(
         # Its endpoints listen since long, and it is up: the rest goes on while the client connects.
         lifeline.say(_started(box, front_ends, cgroup))
         deadline = time.monotonic() + spec.start_timeout
+        if pressure >= 0:  # Linux takes 12 ms to end a trigger
+            threading.Thread(target=os.close, args=(pressure,), daemon=True).start()
     proxy = Proxy(front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge)
     stack.callback(proxy.close)
     for warning in cgroup.warnings:

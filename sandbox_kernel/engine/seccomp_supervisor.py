@@ -21,6 +21,8 @@ _CLONE_NEW: Final = 0x7E02_0000
 #: O_CREAT, and the bit that is new in O_TMPFILE.
 _CREATES: Final = 0o100 | 0o20000000
 _PROT_EXEC: Final = 4
+_MAP_SHARED: Final = 1
+_MSG_FASTOPEN: Final = 0x2000_0000
 _AF_INET: Final = 2
 _SOCK_STREAM: Final = 1
 _SOCK_TYPE: Final = 0xF
@@ -61,7 +63,9 @@ _ALLOWED: Final = (
         epoll_pwait2 eventfd eventfd2 pipe2""",
     ),
     _allow("memory", "munmap mremap madvise brk mlock munlock mincore"),
-    _allow("memory that is not executable", "mmap mprotect", Condition(2, (0,), _PROT_EXEC)),
+    _allow("memory that is not executable", "mprotect", Condition(2, (0,), _PROT_EXEC)),
+    _allow("memory that is not executable, and of its own: its limit does not count what is shared",
+           "mmap", Condition(2, (0,), _PROT_EXEC), Condition(3, (0,), _MAP_SHARED)),
     _allow("a thread of libzmq, no process", "clone",
            Condition(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NEW)),
     _allow(
@@ -89,9 +93,11 @@ _ALLOWED: Final = (
     _allow(
         "sockets that exist. One that listens in the host's net namespace could be made to connect "
         "there: Landlock refuses that, from ABI 4 on",
-        """connect accept accept4 getsockname getpeername setsockopt getsockopt sendto recvfrom
-        sendmsg recvmsg""",
+        "connect accept accept4 getsockname getpeername setsockopt getsockopt recvfrom recvmsg",
     ),
+    _allow("send, and do not connect by it: Landlock looks at connect alone", "sendto",
+           Condition(3, (0,), _MSG_FASTOPEN)),
+    _allow("send, and do not connect by it", "sendmsg", Condition(2, (0,), _MSG_FASTOPEN)),
     _allow("cut a link to a kernel that sends without an end", "shutdown", Condition(1, (2,))),
     _allow("to the kernel; a unix socket could reach other servers of the user", "socket",
            Condition(0, (_AF_INET,)), Condition(1, (_SOCK_STREAM,), _SOCK_TYPE),

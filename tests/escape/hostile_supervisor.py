@@ -28,6 +28,7 @@ from typing import Any, Final
 TAKE_OVER: Final = b"take the supervisor over"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 #: Numbers on x86_64; on aarch64 the second one.
 _NUMBERS: Final = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "kill": (62, 129), "mount": (165, 40),
@@ -35,6 +36,7 @@ _NUMBERS: Final = {
     "perf_event_open": (298, 241), "io_uring_setup": (425, 425), "keyctl": (250, 219),
     "open_by_handle_at": (304, 265), "userfaultfd": (323, 282), "pidfd_getfd": (438, 438),
     "chroot": (161, 51), "shutdown": (48, 210),
+    "sendto": (44, 206), "mmap": (9, 222),
 }  # fmt: skip
 _CLONE_NEWNET: Final = 0x40000000
 _PTRACE_ATTACH: Final = 16
@@ -111,6 +113,22 @@ def _reuse_by_disconnect(arena: Arena) -> None:
     nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
     _libc.connect(fd, nowhere, len(nowhere))
     _connect_again(fd, arena["tcp"])
+
+
+def _reuse_by_fast_open(arena: Arena) -> None:
+    """A send that connects first, at which Landlock does not look."""
+    fd = arena["listening"]
+    nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
+    _libc.connect(fd, nowhere, len(nowhere))
+    os.set_blocking(fd, True)
+    host = struct.pack("=H2s4s8x", socket.AF_INET, arena["tcp"].to_bytes(2, "big"), b"\x7f\0\0\x01")
+    _raw("sendto", fd, b"x", 1, 0x2000_0000, host, len(host))
+
+
+def _take_the_server_along(arena: Arena) -> None:
+    """Who is in its cgroup is frozen and killed with it."""
+    for leaf in arena["leaves"]:
+        _write(f"{leaf}/cgroup.procs", text=str(arena["server"]).encode())
 
 
 def _connect_again(fd: int, port: int) -> None:
@@ -235,6 +253,9 @@ ATTACKS: Final[dict[str, Callable[[Arena], object]]] = {
     "have the launcher remove a file": _tell_the_launcher,
     "reach the host through a socket that listens": _reuse_by_shutdown,
     "reach the host through a socket that is disconnected": _reuse_by_disconnect,
+    "reach the host by a fast open": _reuse_by_fast_open,
+    "memory that its limit does not count": lambda a: _raw("mmap", 0, 4096, 3, 0x21, -1, 0),
+    "put the server into its own cgroup": _take_the_server_along,
 }
 
 
@@ -262,6 +283,13 @@ def main(folder: Path, arguments: list[str]) -> int:
     from sandbox_kernel.leftovers import Leftovers
 
     arena: Arena = {}
+    lock_down = supervisor.lock_down
+
+    def noted_and_locked(rules: Any, *others: Any) -> None:
+        arena["leaves"] = [str(leaf.path) for leaf in rules.needs.cgroup.leaves]
+        if arena["locked"]:
+            lock_down(rules, *others)
+
     judge_reply, close = Judge.reply, Leftovers.close
 
     def noted(self: Leftovers) -> None:
@@ -281,7 +309,6 @@ def main(folder: Path, arguments: list[str]) -> int:
         # as the sockets of the clients' tcp endpoints; without those libzmq would end the process
         arena["listening"] = socket.create_server(("127.0.0.1", 0)).detach()
         if arena["locked"] is False:
-            supervisor.lock_down = lambda *_: None  # type: ignore[assignment]
             landlock.keep_signals_inside = lambda: False
 
     def taken_over(self: Judge, channel: Any, frames: list[bytes]) -> bool:
@@ -289,6 +316,7 @@ def main(folder: Path, arguments: list[str]) -> int:
             os.write(0, json.dumps(outcomes(arena)).encode())
         return judge_reply(self, channel, frames)
 
+    supervisor.lock_down = noted_and_locked
     Judge.reply = taken_over  # type: ignore[method-assign]
     Leftovers.close = noted  # type: ignore[method-assign]
     steps.observe(observe)

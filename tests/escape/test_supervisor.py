@@ -38,6 +38,7 @@ LANDLOCK = {
     "look into another kernel's run-time directory": 1,
     "read the status of the server": 1,
     "write to another cgroup": 1,
+    "put the server into its own cgroup": 1,
     "reach the host through a socket that listens": 4,
     "reach the host through a socket that is disconnected": 4,
     "signal the server through a pidfd": 6,
