@@ -29,12 +29,12 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "binding"}),
     frozenset({"application"}),
     frozenset({"kernel"}),
-    frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe"}),
+    frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
     frozenset({"control", "waiting"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"pool"}),
-    frozenset({"provisioner", "spawner", "launch"}),
+    frozenset({"provisioner", "spawner", "launch", "contents"}),
     frozenset({"cli", "ahead"}),
 )
 
@@ -61,8 +61,10 @@ FOREIGN: Final[dict[str, frozenset[str]]] = {
 JUPYTER: Final = ("jupyter", "IPython", "ipykernel", "nbclient", "nbformat")
 #: members that may know Jupyter's packages; channels/ speaks its protocol without them.
 KNOWS_JUPYTER: Final = frozenset(
-    {"request", "application", "kernel", "launch", "provisioner", "spawner", "cli"}
+    {"request", "application", "kernel", "launch", "provisioner", "spawner", "contents", "cli"}
 )
+#: top-level package → the one member that imports it: not everybody has it.
+OPTIONAL: Final = {"jupyter_server": "contents"}
 CFFI_ROOM: Final = "syscalls"
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -164,6 +166,8 @@ def _broken_foreign(importer: list[str], top: str) -> Iterator[str]:
     member = importer[0] if importer else ""
     if top == "cffi" and member != CFFI_ROOM:
         yield f"only {CFFI_ROOM}/ imports cffi"
+    elif member != OPTIONAL.get(top, member):
+        yield f"only {OPTIONAL[top]} imports {top}"
     elif top in FOREIGN.get(member, ()):
         yield f"{member} must not know {top}"
     elif top.startswith(JUPYTER) and member not in KNOWS_JUPYTER:
@@ -201,6 +205,7 @@ def test_every_member_of_the_package_has_a_layer() -> None:
         ("engine/idmap.py", "import jupyter_client", "engine must not know Jupyter"),
         ("channels/proxy.py", "from ipykernel import x", "channels must not know Jupyter"),
         ("launcher.py", "import ipykernel", "launcher must not know Jupyter"),
+        ("provisioner.py", "import jupyter_server", "only contents imports jupyter_server"),
         ("__init__.py", "from . import spec", "the package itself"),
     ],
 )
