@@ -26,7 +26,8 @@ from ._wire import TIMEOUT, WebsocketWire
 class JupyterServer:
     """``jupyter server`` on a free port of the loopback device.
 
-    ``root`` is its root folder and thereby the working directory of its kernels.
+    ``root`` is its root folder and thereby the working directory of its kernels; ``options`` are
+    further ones of its command line.
     """
 
     def __init__(self, root: Path, environment: dict[str, str], *options: str) -> None:
