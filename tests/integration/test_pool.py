@@ -25,6 +25,7 @@ from integration.remains import (
 from integration.sandboxes import TIMEOUT, connected, manager, run_cell, said, started, value
 from jupyter_client.manager import KernelManager
 
+from sandbox_kernel import rundir
 from sandbox_kernel.pool import Pool, Waiting
 from sandbox_kernel.provisioner import SandboxProvisioner
 
@@ -288,28 +289,41 @@ while not os.path.exists("enough"):
         assert left == []
 
 
-def test_none_outlives_its_server(here: Ground) -> None:
-    """Killed while one waits and one runs."""
-    script = """
+SERVER = """
 import sys
 from pathlib import Path
-from integration.sandboxes import manager
+from integration.remains import provisioner_of
+from integration.sandboxes import manager, said
 from integration.test_pool import filled
-from sandbox_kernel.provisioner import SandboxProvisioner
-km = manager(Path(sys.argv[1]), {"pool": 1})
-km.start_kernel(cwd=sys.argv[2])
-filled(SandboxProvisioner._pool)
-print("there", flush=True)
+managers = [manager(Path(sys.argv[1]), {"pool": 1}) for _ in range(2)]
+for km in managers:
+    km.start_kernel(cwd=sys.argv[2])
+    filled(provisioner_of(km)._pool)
+print(said(managers[1]).supervisor_pid, managers[1].connection_file, flush=True)
 sys.stdin.read()
 """
-    command = [sys.executable, "-c", script, str(here.folder), str(here.work)]
+
+
+@pytest.mark.parametrize("with_its_supervisor", [False, True])
+def test_none_outlives_its_server(here: Ground, with_its_supervisor: bool) -> None:
+    """Killed while one waits and two run, of which one has waited. Its supervisor had been locked
+    down when it got its connection file: if it is killed as well the launcher removes that."""
+    command = [sys.executable, "-c", SERVER, str(here.folder), str(here.work)]
     with subprocess.Popen(
         command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
     ) as server:  # fmt: skip
         assert server.stdout is not None
-        assert server.stdout.readline() == "there\n"
+        supervisor, file = server.stdout.readline().split()
+        assert Path(file).exists()
         below = list(descendants(server.pid))
-        assert len(below) > 4
+        assert len(below) > 6
+        if with_its_supervisor:
+            os.kill(int(supervisor), signal.SIGSTOP)
         server.kill()
+        if with_its_supervisor:
+            server.wait()
+            os.kill(int(supervisor), signal.SIGKILL)
     assert wait_for_end(below) == []
+    assert not Path(file).exists()
+    rundir.remove(rundir.make("next"))  # removes the folders of dead servers, as any next kernel
