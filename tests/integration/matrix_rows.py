@@ -143,7 +143,7 @@ def memory(scene: Scene, km: KernelManager, client: BlockingKernelClient) -> Non
 SWAPPED = """
 import time
 first = []
-for _ in range(170):
+for _ in range(210):
     first.append(bytes(2**20).replace(b'\\0', b'x'))
     time.sleep(0.01)
 """
