@@ -17,7 +17,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,20 @@ def every(attacks: Iterable[Attack]) -> pytest.MarkDecorator:
 def shown(attacks: Iterable[Attack]) -> pytest.MarkDecorator:
     """Parametrise a test with those that have a control."""
     return _parametrised([each for each in attacks if not each.cannot_be_shown])
+
+
+def pair_of_tests(attacks: Sequence[Attack]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The two tests of a table: that each attack is held, and that its control gets through."""
+
+    @every(attacks)
+    def is_held(attack: Attack, arena: Arena) -> None:
+        arena.attack(attack)
+
+    @shown(attacks)
+    def gets_through(attack: Attack, arena: Arena) -> None:
+        arena.control(attack)
+
+    return is_held, gets_through
 
 
 def _parametrised(attacks: list[Attack]) -> pytest.MarkDecorator:

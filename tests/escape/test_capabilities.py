@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from escape.attacks import Arena, Attack, every, shown
+from escape.attacks import Arena, Attack, pair_of_tests
 from escape.weaknesses import Wall
 from integration.sandboxes import inside
 
@@ -159,14 +159,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 def test_a_child_has_none_either(arena: Arena) -> None:

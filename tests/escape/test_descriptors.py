@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from escape.attacks import SECRET, Arena, Attack, every, shown
+from escape.attacks import SECRET, Arena, Attack, pair_of_tests
 from escape.weaknesses import DESCRIPTORS, Bait, Wall
 from integration.sandboxes import inside, run_cell
 
@@ -54,14 +54,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 @pytest.mark.needs("landlock")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from escape.attacks import Arena, Attack, every, shown
+from escape.attacks import Attack, pair_of_tests
 from escape.weaknesses import Wall
 from integration.constrained import Lack, run
 
@@ -97,14 +97,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 # -- the host's own /dev/null ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from escape.attacks import Arena, Attack, every, shown
+from escape.attacks import Arena, Attack, pair_of_tests
 from escape.weaknesses import Wall
 from integration.remains import PATIENCE
 from integration.sandboxes import inside, run_cell, started
@@ -113,14 +113,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 def test_what_is_written_to_the_home_stays_inside(arena: Arena) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from escape.attacks import SECRET, Arena, Attack, every, number, shown
+from escape.attacks import SECRET, Arena, Attack, number, pair_of_tests
 from escape.weaknesses import Bait, Wall
 from integration.sandboxes import inside, run_cell, started
 
@@ -60,14 +60,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 # -- symlinks that are exchanged while a mount is made (CVE-2021-30465, CVE-2026-87766) ------------

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from escape.attacks import Arena, Attack, every, number, shown
+from escape.attacks import Arena, Attack, number, pair_of_tests
 from escape.weaknesses import Wall
 from integration.sandboxes import inside
 
@@ -155,14 +155,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 def test_each_wall_before_a_user_namespace_holds_alone(arena: Arena) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from escape.attacks import Arena, Attack, every, shown
+from escape.attacks import Arena, Attack, pair_of_tests
 from escape.weaknesses import GATEWAY_PORT, Wall
 
 PEER = "100.64.0.1"
@@ -157,14 +157,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 @pytest.mark.needs("landlock")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from escape.attacks import LAUNCHER_CANARY, SECRET, Arena, Attack, every, shown
+from escape.attacks import LAUNCHER_CANARY, SECRET, Arena, Attack, pair_of_tests
 from escape.weaknesses import Wall
 from integration.sandboxes import inside
 
@@ -117,14 +117,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 def test_hidden_folders_where_the_notebook_lies_in_the_home(arena: Arena) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from escape.attacks import Arena, Attack, every, shown
+from escape.attacks import Arena, Attack, pair_of_tests
 from escape.weaknesses import Wall
 
 #: Without the filter: a socket, or Linux' word that it was built without this family.
@@ -86,14 +86,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6])

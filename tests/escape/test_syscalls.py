@@ -6,7 +6,7 @@ import platform
 from typing import Any
 
 import pytest
-from escape.attacks import Arena, Attack, Box, every, number, shown
+from escape.attacks import Arena, Attack, Box, number, pair_of_tests
 from escape.weaknesses import Wall
 from integration.sandboxes import inside, value
 from probes import TIMEOUT_FACTOR
@@ -328,14 +328,7 @@ if platform.machine() == "x86_64":
     )  # fmt: skip
 
 
-@every(ATTACKS)
-def test_is_held(attack: Attack, arena: Arena) -> None:
-    arena.attack(attack)
-
-
-@shown(ATTACKS)
-def test_gets_through_without_the_wall(attack: Attack, arena: Arena) -> None:
-    arena.control(attack)
+test_is_held, test_gets_through_without_the_wall = pair_of_tests(ATTACKS)
 
 
 # -- what must work --------------------------------------------------------------------------------
