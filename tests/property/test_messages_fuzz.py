@@ -49,9 +49,13 @@ json_values = st.recursive(
 )
 _NAMES: Final = (
     "type", "text", "number", "returncode", "reason", "error", "supervisor_pid", "init_pid",
-    "connection", "warnings", "landlock_abi", "msg_id", "msg_type", "session",
+    "connection", "warnings", "landlock_abi", "msg_id", "msg_type", "session", "request", "caps",
+    "usage", "secrets", "environment", "connection_file",
 )  # fmt: skip
-_TYPES: Final = ("accepted", "started", "failed", "notice", "exited", "signal", "kill")
+_TYPES: Final = (
+    "accepted", "waits", "started", "failed", "notice", "exited", "done", "refused", "usage",
+    "bind", "signal", "kill", "pause", "resume", "update", "get_usage",
+)  # fmt: skip
 packets = st.fixed_dictionaries(
     {"type": st.sampled_from(_TYPES) | json_values},
     optional=dict.fromkeys(_NAMES[1:], json_values),
