@@ -80,6 +80,11 @@ class Console:
         """The last lines, for the message of a start that failed."""
         return " | ".join(self._last)
 
+    def with_tail(self, why: str) -> str:
+        """``why`` a kernel did not come up, and what it said last."""
+        tail = self.tail()
+        return why + (f"; it last said: {tail}" if tail else "")
+
     def _admit(self, text: str) -> str:
         if not text:
             return ""

@@ -48,7 +48,7 @@ _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"
 
 
 #: Configuration that anything else overrides. A kernel's history ends with it, in a file of its own
-#: file system or not; a file takes 5 ms of its start, and a thread.
+#: file system or not; a file would take some of its start, and a thread.
 DEFAULTS: Final = {"HistoryManager": {"hist_file": ":memory:"}}
 
 

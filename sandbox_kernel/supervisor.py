@@ -250,7 +250,7 @@ def _build(
         # Its endpoints listen since long, and it is up: the rest goes on while the client connects.
         lifeline.say(_started(box, front_ends, cgroup))
         deadline = time.monotonic() + spec.start_timeout
-        if pressure >= 0:  # Linux takes 12 ms to end a trigger
+        if pressure >= 0:  # Linux takes its time to end a trigger
             threading.Thread(target=os.close, args=(pressure,), daemon=True).start()
     proxy = Proxy(front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge)
     stack.callback(proxy.close)
@@ -552,8 +552,7 @@ class Supervisor:
             self._client_is_gone()
 
     def _did_not_start(self, why: str) -> KernelStartError:
-        tail = self.console.tail()
-        cause = why + (f"; it last said: {tail}" if tail else "")
+        cause = self.console.with_tail(why)
         return KernelStartError("the kernel did not come up inside the sandbox", cause=cause)
 
     def _death(self) -> Death:

@@ -137,6 +137,5 @@ class Waiting:
             raise self._ended("; ".join(news))
 
     def _ended(self, why: str) -> KernelStartError:
-        tail = self.console.tail()
-        cause = why + (f"; it last said: {tail}" if tail else "")
+        cause = self.console.with_tail(why)
         return KernelStartError("a kernel of the pool ended while it waited", cause=cause)
