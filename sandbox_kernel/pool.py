@@ -138,14 +138,10 @@ class Pool:
             self._waiting.clear()
         return found
 
-    def count(self, recipe: Recipe | None = None) -> int:
-        """How many wait and are up; for ``recipe`` or in all."""
+    def count(self) -> int:
+        """How many wait and are up."""
         with self._lock:
-            return sum(
-                w.is_usable() and w.sandbox.waits
-                for w in self._waiting
-                if recipe is None or w.recipe == recipe
-            )
+            return sum(w.is_usable() and w.sandbox.waits for w in self._waiting)
 
     def _fill(
         self, request: LaunchRequest, command: tuple[str, ...], tell: Callable[[str], None]
