@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from ipykernel.kernelapp import IPKernelApp
 from tornado.ioloop import IOLoop
 
+from . import shell
 from .binding import BOUND, WAITS, Binding, Channels
 
 
@@ -32,12 +33,23 @@ class SandboxedKernelApp(IPKernelApp):
         if argv:
             super().parse_command_line(argv)
 
+    def _ip_default(self) -> str:
+        """The sandbox's own loopback; jupyter_client would look all interfaces through."""
+        return "127.0.0.1"
+
     def init_sockets(self) -> None:
         """Without the warning of plain tcp: these ports are in a net namespace of their own."""
         level = self.log.level
         self.log.setLevel(logging.ERROR)
         super().init_sockets()  # type: ignore[no-untyped-call]
         self.log.setLevel(level)
+
+    def init_kernel(self) -> None:
+        """With the shell that the launcher has made, if it has."""
+        adopted = shell.adopt(self)
+        super().init_kernel()  # type: ignore[no-untyped-call]
+        if adopted:
+            shell.belongs_to(self.kernel)
 
     def init_heartbeat(self) -> None:
         super().init_heartbeat()  # type: ignore[no-untyped-call]

@@ -47,11 +47,6 @@ PRELOADED: Final = (
 _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"})
 
 
-#: Configuration that anything else overrides. A kernel's history ends with it, in a file of its own
-#: file system or not; a file would take some of its start, and a thread.
-DEFAULTS: Final = {"HistoryManager": {"hist_file": ":memory:"}}
-
-
 @dataclass(frozen=True)
 class KernelEndpoints:
     """Where the kernel binds, in its own net namespace, and the key that signs its messages."""
@@ -87,6 +82,7 @@ def preload(modules: Sequence[str] = ()) -> None:
         except ImportError:
             if name not in _OPTIONAL:
                 raise
+    importlib.import_module(f"{__package__}.shell").prepare()
     for name in modules:
         try:
             importlib.import_module(name)
@@ -120,7 +116,7 @@ def execute_kernel(
     # as ipykernel_launcher: nothing in the working directory stands in for what is installed
     program = "import sys; del sys.path[0]; from sandbox_kernel.kernel import main; main()"
     numbers = (str(channels.bound), str(channels.binding))
-    command = [sys.executable, "-Xfrozen_modules=off", "-c", program, path, *numbers, *arguments]
+    command = [sys.executable, "-c", program, path, *numbers, *arguments]
     os.execv(sys.executable, command)  # noqa: S606
 
 
@@ -137,6 +133,7 @@ def _run(path: str, channels: Channels, arguments: Sequence[str]) -> int:
     from traitlets.config import Config
 
     from .application import SandboxedKernelApp
+    from .shell import DEFAULTS
 
     _reset_inherited_state()
     status = 0

@@ -26,6 +26,7 @@ from .syscalls import CapabilityBit
 #: Bytes. Queues are bounded below this; a multipart message without an end is not, in libzmq.
 _MEMORY_MAXIMUM: Final = 1024 * MIB
 _READ: Final = Access.READ_FILE | Access.READ_DIR
+_READ_WRITE_FILE: Final = Access.READ_FILE | Access.WRITE_FILE
 #: Files of a cgroup that take processes.
 _MOVES: Final = frozenset({"cgroup.procs", "cgroup.threads", "tasks"})
 #: What a cap on a block device is resolved with, when it is changed. The kernel has a /sys as well.
@@ -133,5 +134,4 @@ def _files(directory: Path, *, writes: bool) -> Iterator[Grant]:
     for entry in os.scandir(directory):
         if entry.is_file(follow_symlinks=False):
             allowed = writes and entry.name not in _MOVES
-            access = Access.READ_FILE | (Access.WRITE_FILE if allowed else Access(0))
-            yield Grant(entry.path, access)
+            yield Grant(entry.path, _READ_WRITE_FILE if allowed else Access.READ_FILE)

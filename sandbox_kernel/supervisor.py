@@ -220,7 +220,7 @@ def _build(
     needs = Needs(cgroup, tuple(front_ends.files), request.connection_file, endpoints.ports())
     rules = Rules(needs, facts, spec, cwd)
     try:
-        box = container.spawn(plan, workload, cgroup.join, lambda: rules.ruleset)
+        box = container.spawn(plan, workload, cgroup.join_pid, lambda: rules.ruleset)
     except SandboxError:
         for line in console.read():  # the traceback of a pid 1 that met a defect
             lifeline.notice(line)

@@ -50,6 +50,11 @@ class Lane:
         self._parked: Frames | None = None
         self._forwarding = True
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Both sockets are waited for, for messages: nothing is parked or paused."""
+        return self._parked is None and not self.junk.paused
+
     def interest(self) -> dict[Socket, int]:
         """What the poller should wait for; a parked message waits for room, and stops the front."""
         back = 0 if self.junk.paused else wire.POLLIN
@@ -122,11 +127,13 @@ def receive(socket: Socket, limits: MessageLimits) -> Frames | None:
 
     Of more than ``max_frames`` only one more is kept, which is enough to refuse the message.
     """
+    if not wire.is_readable(socket):
+        return None
     try:
-        frames = [socket.recv(zmq.NOBLOCK)]
+        frames = [socket.recv(wire.NOBLOCK)]
     except zmq.Again:
         return None
-    while socket.getsockopt(zmq.RCVMORE):
+    while socket.getsockopt(wire.RCVMORE):
         frame = socket.recv()
         if len(frames) <= limits.max_frames:
             frames.append(frame)

@@ -84,6 +84,7 @@ class Proxy:
         self._failure: Failure | None = None
         self._poller: zmq.Poller | None = None
         self._interest: dict[Socket, int] = {}
+        self._is_ordinary = False
         self._fences_due: set[Channel] = set()
         self._monitors = back_ends.monitors
         self._context = back_ends.context
@@ -339,6 +340,10 @@ class Proxy:
                 self._fences_due.remove(lane.channel)
 
     def _update_interest(self) -> None:
+        ordinary = all(lane.is_ordinary for lane in self._lanes) and not self._upstream.junk.paused
+        if ordinary and self._is_ordinary:
+            return
+        self._is_ordinary = ordinary
         for lane in self._lanes:
             for socket, flags in lane.interest().items():
                 self._set_interest(socket, flags)

@@ -15,6 +15,7 @@ from typing import Final
 import zmq
 
 from ..errors import ProtocolError
+from . import wire
 from .broadcast import Broadcast
 from .junk import Junk
 from .limits import MessageLimits
@@ -71,8 +72,10 @@ class Upstream:
         return self._limits.burst
 
     def _receive(self) -> list[Frame] | None:
+        if not wire.is_readable(self.socket):
+            return None
         try:
-            frames: list[Frame] = [self.socket.recv(zmq.NOBLOCK, copy=False)]
+            frames: list[Frame] = [self.socket.recv(wire.NOBLOCK, copy=False)]
         except zmq.Again:
             return None
         more = frames[0].more

@@ -137,25 +137,34 @@ class Container:
 def spawn(
     plan: InitPlan,
     workload: Workload,
-    join: Callable[[], None],
+    join: Callable[[int], None],
     meanwhile: Callable[[], object] = lambda: None,
 ) -> Container:
     """Fork the stage, which forks the init; return when every wall is up and was looked at.
 
-    ``join`` moves the calling process into the container's cgroup. ``meanwhile`` is called in this
-    process while the init builds; what it opens is not inside. The workload does not run yet: the
-    caller says :meth:`Container.go`.
+    ``join`` moves a process into the container's cgroup: first the stage, because Linux takes ten
+    milliseconds for the first move of a while, in which stage and init go on; then the init, which
+    the stage may have forked before it was moved. ``meanwhile`` is called in a thread of this
+    process, which has ended when this returns; what it opens is not inside. The workload does not
+    run yet: the caller says :meth:`Container.go`.
     """
     reached(Step.STAGE)
     prctl(Prctl.SET_CHILD_SUBREAPER, 1)
     channel, init_end = messages.pair()
     report, stage_end = messages.pair()
-    stage = process.fork_into(
-        lambda: _stage(plan, workload, join, init_end, stage_end, (channel, report))
-    )
+    others = (channel, report)
+    stage = process.fork_into(lambda: _stage(plan, workload, init_end, stage_end, others))
     init_end.close()
     stage_end.close()
+    beside = process.Beside(meanwhile)
     with report:
+        try:
+            reached(Step.JOIN_CGROUP)
+            join(stage)
+        except BaseException:
+            channel.close()
+            process.end_children()
+            raise
         init_pid, netns = _init_of(report, stage)
     pidfd = os.pidfd_open(init_pid)
     container = Container(init_pid, pidfd, channel, Observed(0, False, 0, 0))
@@ -165,10 +174,11 @@ def spawn(
             network.make_veth(plan.link, netns)
         finally:
             os.close(netns)
+        join(init_pid)
         with contextlib.suppress(OSError):  # an init that has failed already has said why
-            messages.send(channel, {"type": "network"})
-        meanwhile()
+            messages.send(channel, {"type": "joined"})
         container.observed = _walls_of(channel, pidfd)
+        beside.finish()
     except BaseException:
         container.close()
         raise
@@ -178,7 +188,6 @@ def spawn(
 def _stage(
     plan: InitPlan,
     workload: Workload,
-    join: Callable[[], None],
     channel: socket.socket,
     report: socket.socket,
     others: tuple[socket.socket, ...],
@@ -187,8 +196,6 @@ def _stage(
     for other in others:
         other.close()
     try:
-        reached(Step.JOIN_CGROUP)
-        join()
         reached(Step.NAMESPACES)
         namespaces.unshare_container()
         netns = network.open_namespace("self")

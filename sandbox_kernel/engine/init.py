@@ -126,6 +126,9 @@ def _build_walls(plan: InitPlan, channel: socket.socket) -> Observed:
     sources = rootfs.open_sources(plan.mounts)
     namespaces.bound_user_namespaces()
     namespaces.bound_shared_counts()
+    joined = os.getuid() != plan.ids.uid
+    if joined:  # cgroup v1 lets nobody move a process that has another id
+        _await(channel, "joined")
     capabilities.become(plan.ids.uid, plan.ids.gid, drop_groups=not plan.ids.denies_setgroups)
     prctl(Prctl.SET_DUMPABLE, 1)  # the change of ids cleared it, and /proc/self must stay ours
     reached(Step.ROOTFS)
@@ -135,7 +138,10 @@ def _build_walls(plan: InitPlan, channel: socket.socket) -> Observed:
     rootfs.pivot(root)
     os.close(root)
     namespaces.set_hostname(plan.hostname)
-    _await(channel, "network")
+    if not joined:
+        _await(channel, "joined")
+    reached(Step.CGROUP_NAMESPACE)
+    namespaces.unshare_cgroup()
     reached(Step.LINK)
     network.configure_inside(plan.link)
     reached(Step.PRIVILEGES)

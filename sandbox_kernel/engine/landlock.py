@@ -59,7 +59,7 @@ _READ: Final = Access.EXECUTE | Access.READ_FILE | Access.READ_DIR
 #: Not granted anywhere: no device node can be made.
 _NEVER: Final = Access.MAKE_CHAR | Access.MAKE_BLOCK
 #: What makes sense on something that is not a directory; the kernel refuses the rest with EINVAL.
-_ON_FILES: Final = (
+_ON_FILES: Final = int(
     Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
 )
 #: ``LANDLOCK_SCOPE_*``, both since ABI 6.
@@ -106,9 +106,9 @@ def restrict(writable: Iterable[str]) -> int:
     try:
         ruleset = landlock_create_ruleset(fs=int(everything), scoped=scoped, abi=abi)
         try:
-            _allow(ruleset, "/", _READ & everything)
+            _allow(ruleset, "/", int(_READ & everything))
             for path in writable:
-                _allow(ruleset, path, everything & ~_NEVER)
+                _allow(ruleset, path, int(everything & ~_NEVER))
             landlock_restrict_self(ruleset)
         finally:
             os.close(ruleset)
@@ -153,13 +153,14 @@ def prepare(grants: Iterable[Grant], *, connect: Iterable[int]) -> int | None:
     if abi == 0:
         return None
     everything = handled(abi)
+    mask = int(everything)  # what two flags of an enum make costs as much as the system call
     net = _BIND_TCP | _CONNECT_TCP if abi >= _NET_ABI else 0
     scoped = _SCOPE_ABSTRACT if abi >= _SCOPE_ABI else 0
     try:
         ruleset = landlock_create_ruleset(fs=int(everything), net=net, scoped=scoped, abi=abi)
         try:
             for grant in grants:
-                _allow(ruleset, grant.path, grant.access & everything)
+                _allow(ruleset, grant.path, int(grant.access) & mask)
             for port in connect if net else ():
                 landlock_add_port(ruleset, _CONNECT_TCP, port)
         except BaseException:
@@ -189,7 +190,7 @@ def _refused(error: SyscallError) -> NoReturn:
     ) from error
 
 
-def _allow(ruleset: int, path: str, access: Access) -> None:
+def _allow(ruleset: int, path: str, access: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -198,6 +199,6 @@ def _allow(ruleset: int, path: str, access: Access) -> None:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             access &= _ON_FILES
         if access:  # the kernel refuses a rule that allows nothing
-            landlock_add_path(ruleset, int(access), fd)
+            landlock_add_path(ruleset, access, fd)
     finally:
         os.close(fd)

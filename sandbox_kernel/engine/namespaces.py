@@ -15,14 +15,13 @@ from typing import Final
 from ..errors import NamespaceError, describe_errno
 from ..syscalls import CloneFlag, SyscallError, sethostname, unshare
 
-#: Everything that the stage unshares for the container, in one call.
+#: Everything that the stage unshares for the container, in one call; the init does the rest.
 CONTAINER: Final = (
     CloneFlag.NEWNS
     | CloneFlag.NEWPID
     | CloneFlag.NEWNET
     | CloneFlag.NEWIPC
     | CloneFlag.NEWUTS
-    | CloneFlag.NEWCGROUP
     | CloneFlag.NEWTIME
 )
 
@@ -67,8 +66,13 @@ def unshare_gateway() -> None:
 
 def unshare_container() -> None:
     """Unshare all that the container has of its own; pid and time take effect for children."""
-    _unshare(CONTAINER, "mount, pid, net, ipc, uts, cgroup and time")
+    _unshare(CONTAINER, "mount, pid, net, ipc, uts and time")
     _zero_clocks()
+
+
+def unshare_cgroup() -> None:
+    """Called by the init when it is in its cgroup, which is the root of what it sees from now."""
+    _unshare(CloneFlag.NEWCGROUP, "cgroup")
 
 
 def set_hostname(name: str) -> None:

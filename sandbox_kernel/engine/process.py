@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,28 @@ def fork_into(run: Callable[[], int]) -> int:
     return pid
 
 
+class Beside:
+    """``run`` in a thread of its own, for what would only wait for its turn otherwise."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self._run = run
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._call, daemon=True)
+        self._thread.start()
+
+    def _call(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait for its end; what it raised is raised here."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 def adopt_orphans() -> None:
     """From now on what descends from this process and loses its parent becomes its child."""
     prctl(Prctl.SET_CHILD_SUBREAPER, 1)
@@ -85,6 +108,15 @@ def children() -> list[int]:
         return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
     except OSError:  # the system was built without this file
         return []
+
+
+def end_children() -> None:
+    """SIGKILL to every child, and to those that this process then adopts, until there is none."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
 
 
 def ended_children() -> Iterator[tuple[int, ExitStatus]]:

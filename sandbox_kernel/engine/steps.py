@@ -28,6 +28,7 @@ class Step(enum.Enum):
     SOURCES = "open the sources of the mounts"
     ROOTFS = "build the root file system"
     PIVOT = "pivot into the root file system"
+    CGROUP_NAMESPACE = "unshare the cgroup namespace"
     LINK = "bring up the sandbox's end of the link"
     PRIVILEGES = "give up every privilege"
     LANDLOCK = "restrict with Landlock"

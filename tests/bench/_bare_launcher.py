@@ -171,7 +171,7 @@ def build(stack: contextlib.ExitStack, shared: Shared, command: list[str]) -> Co
         run=lambda: os.execv(command[0], command), environment={}, cwd=cwd, console=2
     )
     init = InitPlan(ids, plan, Link(), spec.hostname, shared.filter)
-    box = container.spawn(init, workload, group.join)
+    box = container.spawn(init, workload, group.join_pid)
     stack.callback(box.close)
     return box
 

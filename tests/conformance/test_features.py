@@ -80,6 +80,55 @@ def test_state_of_the_interpreter_is_that_of_python3(
     assert states[0] == states[1]
 
 
+#: The shell of a sandboxed kernel is made before its process: what it knows of that may be stale.
+SHELL = """
+import json, os, sys
+from ipykernel.kernelapp import IPKernelApp
+def state():
+    shell, app = get_ipython(), IPKernelApp.instance()
+    history = shell.history_manager
+    tools = [shell, *shell.configurables, shell.Completer, shell.display_pub, shell.displayhook]
+    return {
+        "owner": [shell.parent is app.kernel, shell.kernel is app.kernel, app.shell is shell],
+        "main": [sys.modules["__main__"] is shell.user_module, shell.user_ns is globals()],
+        "names": sorted(n for n in shell.user_ns if n != "state"),
+        "hidden": sorted(shell.user_ns_hidden),
+        "folders": [shell.starting_dir, shell.home_dir, [str(d) for d in shell.user_ns["_dh"]]],
+        "profile": [shell.profile_dir is app.profile_dir, shell.ipython_dir == app.ipython_dir],
+        "history": [history.session_number > 0, history.shell is shell, history.enabled],
+        "tools": [type(c).__name__ for c in shell.configurables if c is not app],
+        "owners": sorted({type(c.parent).__name__ for c in tools}),
+        "loggers": [c.log is app.log for c in tools if hasattr(c, "log")],
+        "magics": {k: sorted(v) for k, v in shell.magics_manager.magics.items()},
+        "aliases": sorted(a for a, _ in shell.alias_manager.aliases),
+        "streams": [type(v).__name__ for v in shell._orig_sys_module_state.values()],
+        "hooks": [repr(type(sys.displayhook)), repr(shell.sys_excepthook is sys.excepthook)],
+        "prompts": [sys.ps1, sys.ps2, sys.ps3],
+        "compiler": type(shell.compile).__name__,
+        "environment": {k: os.environ.get(k) for k in
+            ("TERM", "CLICOLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "PAGER", "GIT_PAGER")},
+        "sessions": [t.session is app.session for t in (shell.display_pub, shell.displayhook)],
+        "traits": sorted(f"{n}={v!r}" for n, v in shell.trait_values(config=True).items()
+            if n not in ("banner1", "ipython_dir")),
+        "config": sorted(set(shell.config) - {"HistoryManager"}),
+        "completions": shell.complete("get_ipy")[1],
+        "temporary": [shell.tempfiles, shell.tempdirs],
+    }
+print(json.dumps(state()))
+"""
+
+
+def test_state_of_the_shell_is_that_of_python3(
+    start_kernel: Callable[[str], RunningKernel], kernel_name: str
+) -> None:
+    address = re.compile("0x[0-9a-f]+")
+    states = [
+        json.loads(address.sub("0x…", start_kernel(name).wire.execute(SHELL).ok().text()))
+        for name in (kernel_name, REFERENCE)
+    ]
+    assert states[0] == states[1]
+
+
 def test_two_kernels_do_not_draw_the_same_numbers(
     start_kernel: Callable[[str], RunningKernel], kernel_name: str
 ) -> None:

@@ -32,10 +32,10 @@ from sandbox_kernel.engine import messages
 from sandbox_kernel.engine.steps import Step
 from sandbox_kernel.errors import KernelStartError, NamespaceError, SandboxError, SetupError
 
-STAGE = (Step.JOIN_CGROUP, Step.NAMESPACES, Step.INIT)
+STAGE = (Step.NAMESPACES, Step.INIT)
 INIT = (
-    Step.SOURCES, Step.ROOTFS, Step.PIVOT, Step.LINK, Step.PRIVILEGES, Step.LANDLOCK, Step.SECCOMP,
-    Step.KERNEL,
+    Step.SOURCES, Step.ROOTFS, Step.PIVOT, Step.CGROUP_NAMESPACE, Step.LINK, Step.PRIVILEGES,
+    Step.LANDLOCK, Step.SECCOMP, Step.KERNEL,
 )  # fmt: skip
 """Every other step is the supervisor's."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from integration.cells import begin, finish
 from integration.remains import Ground, end_of, kernel_pid, provisioner_of, standing
-from integration.sandboxes import inside, manager, run_cell, started, value
+from integration.sandboxes import connected, inside, manager, run_cell, started, value
 
 from sandbox_kernel.errors import KernelStartError, SpecError
 
@@ -119,6 +120,29 @@ def test_a_cold_kernel_that_cannot_be_imported_says_so(here: Ground) -> None:
 
 
 # -- preload ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [{}, COLD], ids=str)
+def test_a_kernel_with_arguments_has_a_shell_of_its_own(
+    here: Ground, config: dict[str, Any]
+) -> None:
+    """The one that the launcher made for all does not know them."""
+    km = manager(here.folder, config)
+    km.start_kernel(cwd=str(here.work), extra_arguments=["--InteractiveShell.colors=nocolor"])
+    with connected(km) as client:
+        assert value(client, "get_ipython().colors") == "nocolor"
+    km.shutdown_kernel(now=True)
+
+
+def test_what_the_launcher_makes_for_all_lies_nowhere(here: Ground) -> None:
+    def own() -> set[str]:
+        found = [*os.scandir("/"), *os.scandir("/tmp"), *os.scandir(Path.home())]
+        mine = [e for e in found if e.stat(follow_symlinks=False).st_uid == os.getuid()]
+        return {entry.path for entry in mine}
+
+    before = own()
+    with started(here.folder, {"preload": ["colorsys"]}):  # a launcher of its own
+        assert own() == before
 
 
 def test_a_module_is_there_before_the_first_cell(here: Ground) -> None:

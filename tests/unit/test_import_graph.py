@@ -27,6 +27,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "binding"}),
+    frozenset({"shell"}),
     frozenset({"application"}),
     frozenset({"kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
@@ -61,7 +62,17 @@ FOREIGN: Final[dict[str, frozenset[str]]] = {
 JUPYTER: Final = ("jupyter", "IPython", "ipykernel", "nbclient", "nbformat")
 #: members that may know Jupyter's packages; channels/ speaks its protocol without them.
 KNOWS_JUPYTER: Final = frozenset(
-    {"request", "application", "kernel", "launch", "provisioner", "spawner", "contents", "cli"}
+    {
+        "request",
+        "shell",
+        "application",
+        "kernel",
+        "launch",
+        "provisioner",
+        "spawner",
+        "contents",
+        "cli",
+    }
 )
 #: top-level package → the one member that imports it: not everybody has it.
 OPTIONAL: Final = {"jupyter_server": "contents"}
