@@ -21,7 +21,7 @@ from conformance._notebook import write
 from conformance._server import JupyterServer
 from conformance.conftest import kernel_environment
 from jupyter_client.kernelspec import KernelSpecManager
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect
+from playwright.sync_api import Browser, Locator, Page, Playwright, ViewportSize, expect
 
 KERNELSPEC: Final = "sandboxed-python"
 DISPLAY_NAME: Final = "Sandboxed Python"
@@ -29,10 +29,8 @@ DISPLAY_NAME: Final = "Sandboxed Python"
 TIMEOUT: Final = 60_000 * probes.TIMEOUT_FACTOR
 """Milliseconds until a wait gives up. Only a failure ever takes that long."""
 
-VIEWPORT: Final = {"width": 1000, "height": 640}
-
-MARGIN: Final = 8
-"""Pixels around what is cropped out of a picture."""
+VIEWPORT: Final[ViewportSize] = {"width": 1440, "height": 800}
+"""Pixels of CSS: as wide as it takes for a sentence about a death to stay on one line."""
 
 #: JupyterLab asks nobody for news or newer versions and looks for no build, and all cells of a
 #: notebook are in the page, those that are scrolled away too.
@@ -109,6 +107,7 @@ def running_lab(browser: Browser, caps: dict[str, Any]) -> Iterator[Lab]:
         _write_json(base / "config" / "labconfig" / "default_setting_overrides.json", SETTINGS)
         (base / "root").mkdir()
         environment = kernel_environment() | {
+            "HOME": str(base),  # an npm that JupyterLab finds leaves logs there
             "JUPYTER_CONFIG_DIR": str(base / "config"),
             "JUPYTER_DATA_DIR": str(base / "data"),
             "JUPYTER_RUNTIME_DIR": str(base / "run"),
@@ -225,17 +224,18 @@ class Notebook:
         expect(self.panel.locator(".jp-CodeCell")).to_have_count(count + 1, timeout=TIMEOUT)
         return cell
 
-    def take_picture(self, path: Path, *cells: Cell) -> None:
-        """A PNG of what these cells span, without pointer, caret and selection."""
-        self.panel.locator(".jp-Toolbar").first.hover()
-        boxes = [box for cell in cells if (box := cell.locator.bounding_box())]
-        assert len(boxes) == len(cells) > 0, "a cell that is not in the page cannot be pictured"
-        left = min(box["x"] for box in boxes) - MARGIN
-        top = min(box["y"] for box in boxes) - MARGIN
-        right = max(box["x"] + box["width"] for box in boxes) + MARGIN
-        bottom = max(box["y"] + box["height"] for box in boxes) + MARGIN
-        clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-        self.page.screenshot(path=path, clip=clip, animations="disabled", caret="hide")
+    def take_picture(self, path: Path, last: Cell) -> None:
+        """A PNG of the toolbar, with the kernel's name, and of all cells down to ``last``."""
+        panel, lowest = self.panel.bounding_box(), last.locator.bounding_box()
+        assert panel and lowest, "what is not in the page cannot be pictured"
+        height = lowest["y"] + lowest["height"] - panel["y"]
+        assert height <= panel["height"], f"{path.name}: the cells are scrolled out of view"
+        self.page.screenshot(
+            path=path,
+            clip={"x": panel["x"], "y": panel["y"], "width": panel["width"], "height": height},
+            animations="disabled",
+            caret="hide",
+        )
 
 
 class Cell:
@@ -247,7 +247,7 @@ class Cell:
         self.outputs = locator.locator(".jp-OutputArea-output")
 
     def write(self, source: str) -> None:
-        """Replace what is written in it, as if pasted: no bracket is closed and no line indented."""
+        """Replace what is written in it, as if pasted: no bracket is closed, no line indented."""
         self.locator.locator(".cm-content").fill(source)
 
     def run(self) -> None:

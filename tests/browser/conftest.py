@@ -1,7 +1,8 @@
 """One Chromium for all tests of this folder, JupyterLabs of their own, and pictures.
 
-Where ``SANDBOX_KERNEL_PICTURES`` names a folder the pictures stay there; ``make test-browser`` names
-``build/test``. A test that fails leaves one of each page, and its report has the servers' logs.
+Where ``SANDBOX_KERNEL_PICTURES`` names a folder the pictures stay there, and ``make test-browser``
+names ``build/test``. A test that fails leaves one of each page, and its report has the logs of the
+servers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.when == "call" and report.failed:
-        for number, lab in enumerate(item.stash.get(LABS, [])):
+        labs: list[Lab] = item.stash.get(LABS, [])
+        for number, lab in enumerate(labs):
             report.sections.append((f"JupyterLab {number}", "".join(lab.server.log)))
             if folder := _pictures():
                 with contextlib.suppress(Error):  # a page that has crashed has no picture

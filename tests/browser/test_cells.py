@@ -44,4 +44,4 @@ def test_a_cell_that_takes_more_memory_than_its_cap_says_so_and_the_next_one_run
     following.run()
     following.assert_shows("the kernel is back")
     following.assert_prompt("[1]:")
-    notebook.take_picture(pictures / "memory-cap.png", greedy, following)
+    notebook.take_picture(pictures / "memory-cap.png", last=following)
