@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 export PYTHON VENV PYTEST_ARGS BENCH_ARGS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-escape test-vm vm-run caps-table bench venv lint format types wheel sdist clean
+.PHONY: help demo test test-escape test-browser test-vm vm-run caps-table bench venv lint format types wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: ## all checks and all tests, as an ordinary user (root makes a throw-away 
 
 test-escape: ## only the tests that try to get out
 	@tools/run test-escape
+
+test-browser: ## cells in a real JupyterLab in Chromium; pictures of them in build/test
+	@tools/run test-browser
 
 test-vm: ## the suites that start sandboxes, in a Debian 12 of its own with cgroup v2 (root only)
 	@tools/vm/prerequisites

@@ -40,6 +40,17 @@ def _subordinate_ids() -> str | None:
     return None
 
 
+def chromium() -> str | None:
+    """The path of a Chromium that needs no display, or of one that can do without."""
+    names = ("chromium-headless-shell", "chromium")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _chromium() -> str | None:
+    """A browser that tests can steer."""
+    return None if chromium() else "neither chromium-headless-shell nor chromium is installed"
+
+
 def _cgroups() -> str | None:
     """A cgroup directory in which this user may make another."""
     name = os.environ.get("SANDBOX_KERNEL_CGROUP", "").strip("/")
@@ -150,6 +161,7 @@ PROBES: Final[dict[str, Callable[[], str | None]]] = {
     "cgroup-v1": _cgroup_v1,
     "cgroup-v2": _cgroup_v2,
     "cgroups": _cgroups,
+    "chromium": _chromium,
     "cpuset": _controller("cpuset"),
     "disk": _disk,
     "hugetlb": _controller("hugetlb"),

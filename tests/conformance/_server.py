@@ -27,10 +27,17 @@ class JupyterServer:
     """``jupyter server`` on a free port of the loopback device.
 
     ``root`` is its root folder and thereby the working directory of its kernels; ``options`` are
-    further ones of its command line.
+    further ones of its command line. ``module`` is what Python runs, ``jupyterlab`` for one with a
+    front end.
     """
 
-    def __init__(self, root: Path, environment: dict[str, str], *options: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        environment: dict[str, str],
+        *options: str,
+        module: str = "jupyter_server",
+    ) -> None:
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self._addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -40,7 +47,7 @@ class JupyterServer:
             [
                 sys.executable,
                 "-m",
-                "jupyter_server",
+                module,
                 "--no-browser",
                 "--allow-root",
                 "--ServerApp.ip=127.0.0.1",

@@ -166,6 +166,7 @@ def test_make_alone_lists_its_targets() -> None:
     for target in (
         "demo",
         "test",
+        "test-browser",
         "test-vm",
         "lint",
         "format",
