@@ -43,13 +43,17 @@ PRELOADED: Final = (
     "tornado.platform.asyncio",
     "zmq",
     f"{__package__}.application",
+    f"{__package__}.magics",
 )
 _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"})
 
 
 #: Configuration that anything else overrides. A kernel's history ends with it, in a file of its own
 #: file system or not; a file would take some of its start, and a thread.
-DEFAULTS: Final = {"HistoryManager": {"hist_file": ":memory:"}}
+DEFAULTS: Final = {
+    "HistoryManager": {"hist_file": ":memory:"},
+    "InteractiveShellApp": {"default_extensions": ["storemagic", f"{__package__}.magics"]},
+}
 
 
 @dataclass(frozen=True)
