@@ -50,10 +50,9 @@ _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"
 
 #: Configuration that anything else overrides. A kernel's history ends with it, in a file of its own
 #: file system or not; a file would take some of its start, and a thread.
-DEFAULTS: Final = {
-    "HistoryManager": {"hist_file": ":memory:"},
-    "InteractiveShellApp": {"default_extensions": ["storemagic", f"{__package__}.magics"]},
-}
+DEFAULTS: Final = {"HistoryManager": {"hist_file": ":memory:"}}
+#: IPython's own, and ``%sandbox``. No configuration of the user's takes them away.
+EXTENSIONS: Final = ("storemagic", f"{__package__}.magics")
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,7 @@ def _run(path: str, channels: Channels, arguments: Sequence[str]) -> int:
             parent_handle=1,  # the init: there, not to be polled
             connection_file=path,
             config=Config(DEFAULTS),
+            default_extensions=list(EXTENSIONS),
         )
         app.channels = channels
         app.initialize(list(arguments))
