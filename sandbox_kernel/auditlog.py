@@ -24,7 +24,6 @@ import os
 import pwd
 import select
 import stat
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -226,7 +225,7 @@ def _write_to_the_end(source: int, path: str, rotate_at: int) -> int:
                 pieces = []
             pieces.append(rest)
     except (OSError, AuditError) as error:
-        print(f"sandbox-kernel: the audit log {path} failed: {error}", file=sys.stderr, flush=True)
+        os.write(2, f"sandbox-kernel: the audit log {path} failed: {error}\n".encode())
         return 1
     return 0
 

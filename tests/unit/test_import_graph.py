@@ -26,8 +26,19 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"spec"}),
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
-    frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "binding",
-               "auditlog", "magics"}),
+    frozenset(
+        {
+            "protocol",
+            "environment",
+            "console",
+            "death",
+            "rundir",
+            "leftovers",
+            "binding",
+            "auditlog",
+            "magics",
+        }
+    ),
     frozenset({"application"}),
     frozenset({"kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
@@ -37,7 +48,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"launcher", "client", "request"}),
     frozenset({"pool"}),
     frozenset({"provisioner", "spawner", "launch", "contents"}),
-    frozenset({"cli", "ahead"}),
+    frozenset({"cli", "ahead", "audit"}),
 )
 
 #: importer → what it may import of its own layer.
