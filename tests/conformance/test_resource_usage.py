@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ EAT = "kept = bytearray(100 * 2**20); kept[::4096] = b'x' * 25600"
 def server(
     jupyter_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[JupyterServer]:
-    extension = json.dumps({"jupyter_resource_usage": True})
     server = JupyterServer(
         tmp_path_factory.mktemp("root"),
         kernel_environment(),
-        f"--ServerApp.jpserver_extensions={extension}",
+        "--ServerApp.jpserver_extensions=jupyter_resource_usage=True",
         "--SandboxProvisioner.memory=512M",
         "--SandboxProvisioner.cpus=1.0",
     )
