@@ -107,10 +107,13 @@ def test_the_peak_is_that_of_the_cell_where_linux_can_begin_it_anew(
 
 @pytest.mark.needs("cgroups")
 def test_cells_that_wait_are_charged_one_by_one(client: BlockingKernelClient) -> None:
-    ids = [client.execute(BURN.format(seconds)) for seconds in (0.4, 0.01, 0.2)]
+    """The kernel goes on before its reply is read: some of a cell may be the one's before it."""
+    ids = [client.execute(BURN.format(seconds)) for seconds in (0.6, 0.01, 0.4)]
     replies = [reply_to(client, msg_id)["metadata"]["sandbox"] for msg_id in ids]
-    assert replies[0]["cpu_s"] >= 0.4 and replies[2]["cpu_s"] >= 0.2
-    assert replies[1]["cpu_s"] < 0.3 and replies[1]["wall_s"] < replies[0]["wall_s"]
+    first, second, third = (reply["cpu_s"] for reply in replies)
+    assert first >= 0.6 and second < 0.2 and third >= 0.25
+    assert 1.01 <= first + second + third < 2
+    assert replies[1]["wall_s"] < replies[0]["wall_s"]
 
 
 @pytest.mark.needs("cgroups")
