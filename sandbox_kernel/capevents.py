@@ -71,6 +71,11 @@ class CapEvents:
         """
         return self._caps.changed(change.caps), self._user.changed(change.user, "user.")
 
+    @property
+    def in_force(self) -> tuple[Caps, Caps]:
+        """The caps of the kernel and of its user."""
+        return self._caps, self._user
+
     def use(self, caps: Caps, user: Caps) -> None:
         """These are in force now: what is told from here on names them."""
         self._caps, self._user = caps, user

@@ -20,6 +20,7 @@ from .caps import parse_change
 from .channels import Proxy
 from .engine.cgroups import KernelCgroup
 from .errors import CgroupError, SandboxError, describe_errno
+from .meter import KernelMeter
 from .protocol import Answer, Ask, Done, GetUsage, Pause, Refused, Resume, Update, Usage
 
 #: Seconds for which the supervisor's loop stands still at most while processes stop or go on; once
@@ -30,7 +31,10 @@ _PATIENCE: Final = 1.0
 class Control:
     """Obeys in the supervisor's loop. ``events`` learns of other caps, ``proxy`` of a pause."""
 
-    def __init__(self, cgroup: KernelCgroup, events: CapEvents, proxy: Proxy) -> None:
+    def __init__(
+        self, cgroup: KernelCgroup, events: CapEvents, proxy: Proxy, meter: KernelMeter
+    ) -> None:
+        self._meter = meter
         self._cgroup = cgroup
         self._events = events
         self._proxy = proxy
@@ -46,7 +50,7 @@ class Control:
                 case Update():
                     self._update(order)
                 case GetUsage():
-                    return Usage(order.request, self._cgroup.usage())
+                    return Usage(order.request, self._meter.snapshot())
         except SandboxError as error:
             return Refused(order.request, error)
         except OSError as error:

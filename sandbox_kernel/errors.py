@@ -15,6 +15,7 @@
     │   ├── FilterError         seccomp, libseccomp
     │   ├── LandlockError       the second wall
     │   ├── ChannelError        an endpoint could not be bound or reached
+    │   ├── AuditError          what runs cannot be written down
     │   └── KernelStartError    the walls stand, but the kernel inside did not come up
     ├── ControlError        a kernel was to be paused, changed or asked, and none runs
     └── ProtocolError       the other process said something that is not in the protocol
@@ -165,6 +166,12 @@ class ChannelError(SetupError):
     """An endpoint could not be bound or reached."""
 
     wall = "channel"
+
+
+class AuditError(SetupError):
+    """The audit log cannot be opened or written. No kernel runs without the one asked for."""
+
+    wall = "audit log"
 
 
 class KernelStartError(SetupError):

@@ -15,7 +15,7 @@ from typing import Final
 from .engine import rootfs
 from .engine.idmap import IdPlan
 from .engine.rootfs import HostFacts
-from .errors import MountError, SetupError, describe_errno
+from .errors import AuditError, MountError, SetupError, describe_errno
 from .protocol import LaunchRequest
 from .spec import MountMode, SandboxSpec, WorkspaceMode, check_workspace
 
@@ -57,6 +57,30 @@ def check_writable(spec: SandboxSpec, ids: IdPlan, path: str) -> None:
             f"{found.st_mode & 0o7777:04o}, owner {found.st_uid}:{found.st_gid}",
             remedy=f"set workspace to 'overlay' or 'ro', or chown {uid}:{gid} the folder",
         )
+
+
+def check_audit_log(spec: SandboxSpec, cwd: str, facts: HostFacts) -> None:
+    """The log is what the kernel did: it must not be able to see or change it.
+
+    ``spec`` and ``cwd`` are resolved already.
+
+    Raises:
+        AuditError: the file lies in a folder that is mounted in the sandbox.
+    """
+    if spec.audit_log is None:
+        return
+    folder = real_path(os.path.dirname(spec.audit_log))
+    inside = [mount.source for mount in spec.mounts] + list(facts.prefixes)
+    if spec.workspace is not WorkspaceMode.NONE:
+        inside.append(cwd)
+    for place in inside:
+        if rootfs.is_within(folder, place):
+            raise AuditError(
+                "the audit log is within the kernel's reach",
+                cause=f"{place} is mounted in the sandbox",
+                remedy="name a file in a folder that no kernel sees, such as ~/.local/state",
+                path=spec.audit_log,
+            )
 
 
 def resolve(spec: SandboxSpec, cwd: str, facts: HostFacts) -> SandboxSpec:

@@ -43,8 +43,13 @@ PRELOADED: Final = (
     "tornado.platform.asyncio",
     "zmq",
     f"{__package__}.application",
+    f"{__package__}.magics",
 )
 _OPTIONAL: Final = frozenset({"ipykernel.debugger", "ipykernel.subshell_manager"})
+
+
+#: IPython's own, and ``%sandbox``. No configuration of the user's takes them away.
+EXTENSIONS: Final = ("storemagic", f"{__package__}.magics")
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def _run(path: str, channels: Channels, arguments: Sequence[str]) -> int:
             parent_handle=1,  # the init: there, not to be polled
             connection_file=path,
             config=Config(DEFAULTS),
+            default_extensions=list(EXTENSIONS),
         )
         app.channels = channels
         app.initialize(list(arguments))

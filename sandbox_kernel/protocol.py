@@ -202,6 +202,8 @@ class Bind:
     """As in :class:`LaunchRequest`."""
     connection_file: str | None = None
     """In the folder that the request named."""
+    kernel: str = ""
+    """What the ``sandbox_id`` would have been; for the audit log."""
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -209,6 +211,7 @@ class Bind:
             "secrets": dict(self.secrets),
             "environment": dict(self.environment),
             "connection_file": self.connection_file,
+            "kernel": self.kernel,
         }
 
     @classmethod
@@ -218,6 +221,7 @@ class Bind:
             secrets={k: str(v) for k, v in message["secrets"].items() if k in SECRETS},
             environment={str(k): str(v) for k, v in message["environment"].items()},
             connection_file=None if path is None else str(path),
+            kernel=str(message["kernel"]),
         )
 
 

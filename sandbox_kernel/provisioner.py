@@ -138,6 +138,8 @@ class SandboxProvisioner(LocalProvisioner):
     zygote = _trait("false: start each kernel as a new program, not as a fork of the launcher")
     preload = _trait("modules that are imported once for all kernels, such as ['numpy']")
     pool = _trait("sandboxes that wait for the next starts in the same folder")
+    audit_log = _trait("path of a file that gets a line for each request, or 'off'")
+    audit_code = _trait("true: the code itself is written to the audit log, not its hash alone")
 
     #: Tests put a launcher with an observer in here.
     _launcher_command: ClassVar[tuple[str, ...] | None] = None
@@ -293,7 +295,9 @@ class SandboxProvisioner(LocalProvisioner):
             if sandbox.supervisor_pid is not None and request.connection_file is not None:
                 word = Bound(sandbox.supervisor_pid, request.connection_file)
                 Launcher.remember(pooled.recipe.command, word)
-            sandbox.bind(Bind(secrets, request.environment, request.connection_file))
+            sandbox.bind(
+                Bind(secrets, request.environment, request.connection_file, request.sandbox_id)
+            )
             return await self._started(sandbox)
         except (SandboxError, OSError) as error:
             self.log.warning("a sandbox of the pool could not be used: %s", error)

@@ -206,6 +206,10 @@ class SandboxSpec:
     """Modules that the launcher imports once for all its kernels, such as ``numpy``."""
     pool: int = 0
     """How many sandboxes wait, complete, for the next starts in the same folder."""
+    audit_log: str | None = None
+    """Host path of the file that gets a line for each request that runs code."""
+    audit_code: bool = False
+    """The text of the code too, not its hash alone."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, see :func:`spec_from_dict`."""
@@ -275,6 +279,8 @@ def parse_spec(config: Mapping[str, Any]) -> SandboxSpec:
         raise SpecError("preload", list(spec.preload), "no modules when zygote is false")
     if spec.workspace is WorkspaceMode.NONE and spec.workspace_path is not None:
         raise SpecError("workspace_path", spec.workspace_path, "no path when workspace is 'none'")
+    if spec.audit_code and spec.audit_log is None:
+        raise SpecError("audit_code", True, "false where audit_log is off")
     return spec
 
 
@@ -352,6 +358,15 @@ def check_workspace(path: str) -> str:
     return path
 
 
+def _audit_log(key: str, value: object) -> str | None:
+    if value == "off":
+        return None
+    path = absolute_path(key, value)
+    if path == "/" or str(value).endswith("/"):
+        raise SpecError(key, value, "the path of a file, or 'off'")
+    return path
+
+
 _TMPFS_KEYS: Final = (
     "home_size", "tmp_size", "shm_size", "run_size", "overlay_size", "inodes",
 )  # fmt: skip
@@ -383,6 +398,8 @@ _PARSERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "zygote": boolean,
     "preload": list_of(pattern(_MODULE, "the name of a module"), "a list of names of modules"),
     "pool": integer(0, POOL_MAXIMUM),
+    "audit_log": _audit_log,
+    "audit_code": boolean,
 }
 
 #: Every key that a kernelspec's config may have, for the reference and for completion.

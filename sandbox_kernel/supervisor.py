@@ -29,6 +29,7 @@ from typing import Any, Final
 import zmq
 
 from . import control, hostpaths, rundir
+from .auditlog import AuditLog
 from .binding import BOUND, Binding, Channels
 from .capevents import CapEvents
 from .channels import (
@@ -52,11 +53,19 @@ from .engine.process import ExitStatus
 from .engine.rootfs import HostFacts
 from .engine.steps import Step, reached
 from .environment import complete_environment
-from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, SetupError
+from .errors import (
+    AuditError,
+    ControlError,
+    KernelStartError,
+    ProtocolError,
+    SandboxError,
+    SetupError,
+)
 from .kernel import KernelEndpoints, execute_kernel, run_kernel
 from .leftovers import LEFT_BEHIND, FileId, Leftovers
 from .lifeline import Lifeline
 from .lockdown import Needs, Rules, lock_down
+from .meter import KernelMeter
 from .protocol import (
     Answer,
     Ask,
@@ -186,6 +195,8 @@ def _build(
     )
     idmap.check_helper(ids)
     hostpaths.check_writable(spec, ids, cwd)
+    hostpaths.check_audit_log(spec, cwd, facts)
+    journal = _open_journal(stack, request)
     mounts = rootfs.plan_rootfs(spec, facts, uid=ids.uid, gid=ids.gid, cwd=cwd)
     reached(Step.LISTEN)
     front_ends = _listen(stack, request, leftovers)
@@ -231,6 +242,10 @@ def _build(
     console.close_write_end()
     gauge = Gauge()
     stack.callback(gauge.close)
+    meter = KernelMeter(
+        cgroup, events, hostname=spec.hostname, link=link.gateway_name, denials=journal is not None
+    )
+    stack.callback(meter.close)
     pressure = watch_pressure() if request.waits else -1
     reached(Step.LOCK_DOWN)
     leftovers.close()
@@ -244,6 +259,8 @@ def _build(
             lifeline, box, console, events, back_ends, pipes.bound, pressure, deadline
         ).serve()
         request, front_ends = _bound_to(bind, request, front_ends)
+        if journal is not None:
+            journal.kernel = bind.kernel
         info = front_ends.info
         there = Binding(info.key.decode(), info.signature_scheme, environment(bind.environment))
         pipes.send(there)
@@ -252,13 +269,17 @@ def _build(
         deadline = time.monotonic() + spec.start_timeout
         if pressure >= 0:  # Linux takes its time to end a trigger
             threading.Thread(target=os.close, args=(pressure,), daemon=True).start()
-    proxy = Proxy(front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge)
+    proxy = Proxy(
+        front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge,
+        meter=meter, journal=journal,
+    )  # fmt: skip
     stack.callback(proxy.close)
     for warning in cgroup.warnings:
         proxy.announce(warning)
     return Supervisor(
-        request, lifeline, cgroup, events, box, console, proxy, front_ends, pipes.bound, deadline
-    )
+        request, lifeline, cgroup, events, box, console, proxy, front_ends, pipes.bound, deadline,
+        meter, journal,
+    )  # fmt: skip
 
 
 class _Pipes:
@@ -318,6 +339,16 @@ def _bound_to(
         request, connection=info.to_dict(), environment=bind.environment, connection_file=path
     )
     return request, replace(front_ends, info=info)
+
+
+def _open_journal(stack: contextlib.ExitStack, request: LaunchRequest) -> AuditLog | None:
+    """First of all: its writer is no part of the sandbox."""
+    spec = request.spec
+    if spec.audit_log is None:
+        return None
+    journal = AuditLog(spec.audit_log, kernel=request.sandbox_id, with_code=spec.audit_code)
+    stack.callback(journal.close)
+    return journal
 
 
 def _listen(stack: contextlib.ExitStack, request: LaunchRequest, leftovers: Leftovers) -> FrontEnds:
@@ -382,7 +413,10 @@ class Supervisor:
         front_ends: FrontEnds,
         bound: int,
         deadline: float,
+        meter: KernelMeter,
+        journal: AuditLog | None,
     ) -> None:
+        self.journal = journal
         self.request = request
         self.lifeline = lifeline
         self.cgroup = cgroup
@@ -390,7 +424,7 @@ class Supervisor:
         self.box = box
         self.console = console
         self.proxy = proxy
-        self.control = Control(cgroup, events, proxy)
+        self.control = Control(cgroup, events, proxy, meter)
         self.front_ends = front_ends
         self.bound = bound
         self.state = State.STARTING
@@ -431,7 +465,12 @@ class Supervisor:
                 self._from_cgroup(fired=False)
             if self.console_paused and not self.console.pause():
                 self._pause_console(False)
-            self.proxy.dispatch(events)
+            try:
+                self.proxy.dispatch(events)
+            except AuditError as error:
+                self.box.kill()
+                self.proxy.fail_pending("AuditLogFailed", error.message, [error.message])
+                raise
         return self._end()
 
     def _timeout_ms(self) -> int | None:
@@ -546,6 +585,8 @@ class Supervisor:
         self.proxy.connect_back_ends()
         self.proxy.register(self.poller)
         self.state = State.RUNNING
+        if self.journal is not None:
+            self.journal.started()
         if self.request.waits:
             return  # the client knows since it has bound it
         if not self.lifeline.say(_started(self.box, self.front_ends, self.cgroup)):
@@ -570,6 +611,9 @@ class Supervisor:
             self._drain()
         if death.cause is not Cause.KILLED:
             self.proxy.fail_pending(death.cause.value, death.sentence, death.traceback())
+        self.proxy.finish_accounts()
+        if self.journal is not None:
+            self.journal.ended(death.cause.value, death.sentence, death.returncode)
         return death
 
     def _drain(self) -> None:

@@ -8,6 +8,7 @@
       lane           ROUTER ↔ DEALER: shell, control, stdin, heartbeat
       broadcast      XPUB: iopub to every subscriber, with bounded memory
       pending        requests that a client still waits for
+      accounting   what each cell used, and who writes it down
       announcements  what the user reads in the output of the next cell
       monitoring     which links to the kernel were cut and made again
       gauge          how much memory messages hold, looked at while the process works
@@ -24,6 +25,7 @@ signature says that a message is well formed by the kernel's own account, never 
 
 from __future__ import annotations
 
+from .accounting import Account, Entry, Journal, Meter, Reading
 from .backends import BackEnds
 from .connection import Channel, ConnectionInfo
 from .gauge import Gauge
@@ -32,12 +34,17 @@ from .listeners import FrontEnds, bind_front_ends
 from .proxy import Proxy
 
 __all__ = [
+    "Account",
     "BackEnds",
     "Channel",
     "ConnectionInfo",
+    "Entry",
     "FrontEnds",
     "Gauge",
+    "Journal",
     "MessageLimits",
+    "Meter",
     "Proxy",
+    "Reading",
     "bind_front_ends",
 ]

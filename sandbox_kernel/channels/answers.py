@@ -9,6 +9,7 @@ from typing import Final
 import zmq
 
 from . import wire
+from .accounting import Accounting
 from .broadcast import Broadcast
 from .connection import Channel
 from .messages import Composer, Failure, Header
@@ -49,7 +50,9 @@ class Answers:
         broadcast: Broadcast,
         fronts: Mapping[Channel, zmq.Socket[bytes]],
         pending: PendingTable,
+        accounting: Accounting,
     ) -> None:
+        self._accounting = accounting
         self._composer = composer
         self._broadcast = broadcast
         self._fronts = fronts
@@ -64,12 +67,25 @@ class Answers:
 
     def error_reply(self, request: Request, failure: Failure) -> None:
         """Answer one request, to the client that it came from and no other."""
+        metadata = self._accounting.failed(request, failure.ename)
         frames = self._composer.error_reply(
-            request.msg_type, failure, request.header, request.identities
+            request.msg_type, failure, request.header, request.identities, metadata
         )
         wire.send(self._fronts[request.channel], frames)
         request.replied = True
         self._settle(request)
+
+    def usage(self, identities: tuple[bytes, ...], header: bytes) -> bool:
+        """Answer a ``usage_request`` as a kernel does; false if the kernel has to."""
+        if (content := self._accounting.usage()) is None:
+            return False
+        reply = self._composer.message("usage_reply", content, header, identities)
+        for state in ("busy", "idle"):
+            status = self._composer.status(state, header)
+            self._broadcast.send(status, essential=True, parent=header)
+            if state == "busy":
+                wire.send(self._fronts[Channel.CONTROL], reply)
+        return True
 
     def fail_all(self, failure: Failure) -> int:
         """Finish every request: the running cell shows the error, all get reply and idle.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..errors import ProtocolError
+from .accounting import Accounting, with_account
 from .announcements import Announcements
 from .answers import FENCE, UNREAD, Answers
 from .connection import Channel
@@ -23,6 +24,7 @@ from .messages import (
     Signer,
     check_size,
     is_request,
+    join,
     parse_header,
     parse_parent,
     split,
@@ -48,7 +50,9 @@ class Judge:
         announcements: Announcements,
         heartbeat: Heartbeat,
         report: Report,
+        accounting: Accounting,
     ) -> None:
+        self._accounting = accounting
         self._signer = signer
         self._limits = limits
         self._pending = pending
@@ -73,10 +77,14 @@ class Judge:
         if channel in _ANSWERED:
             self._verify(message)
             header = parse_header(message.header, self._limits)
+            usage = header.msg_type == "usage_request" and channel is Channel.CONTROL
+            if usage and self._answers.usage(message.identities, message.header):
+                return False
             if is_request(header.msg_type) and not self._pending.add(
                 channel, message.identities, header, message.header
             ):
                 self._report(f"forgot a request: {self._limits.max_pending} wait already")
+            self._accounting.began(channel, message.identities, header, message.content)
             if header.msg_type == "execute_request":
                 self._questions = 0
                 self._announcements.deliver(message.header, message.content)
@@ -107,6 +115,9 @@ class Judge:
         if self.crowded and sum(map(len, frames)) > self._limits.large_bytes:
             self._answers.error_reply(request, UNREAD)
             raise ProtocolError("no memory is left for it: clients do not read")
+        account = self._accounting.answered(request, message)
+        if account is not None and header.msg_type == "execute_reply":
+            frames[:] = join(with_account(message, account, self._signer, self._limits))
         return True
 
     def _question(self, frames: list[bytes]) -> bool:

@@ -14,7 +14,7 @@ import hmac
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
@@ -65,6 +65,9 @@ class Header:
     msg_id: str
     msg_type: str
     session: str
+    username: str = ""
+    subshell: str = ""
+    """The shell of the kernel that is to run it; empty is the first one."""
 
 
 # -- frames -------------------------------------------------------------------------------------
@@ -134,7 +137,9 @@ def parse_header(raw: bytes, limits: MessageLimits) -> Header:
     msg_id, msg_type, session = (fields.get(k) for k in ("msg_id", "msg_type", "session"))
     if not _is_name(msg_id) or not _is_name(msg_type):
         raise ProtocolError("a header without msg_id or msg_type")
-    return Header(str(msg_id), str(msg_type), str(session) if _is_name(session) else "")
+    more = (fields.get(name) for name in ("username", "subshell_id"))
+    names = [str(value) if _is_name(value) else "" for value in (session, *more)]
+    return Header(str(msg_id), str(msg_type), *names)
 
 
 def parse_parent(raw: bytes, limits: MessageLimits) -> Header | None:
@@ -195,6 +200,7 @@ class Composer:
         content: dict[str, Any],
         parent: bytes = NO_PARENT,
         identities: tuple[bytes, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
     ) -> list[bytes]:
         """The frames of any message."""
         self._number += 1
@@ -206,7 +212,7 @@ class Composer:
             "date": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             "version": PROTOCOL_VERSION,
         }
-        parts = (_dump(header), parent, b"{}", _dump(content))
+        parts = (_dump(header), parent, _dump(dict(metadata or {})), _dump(content))
         return join(Message(identities, self._signer.sign(parts), *parts))
 
     def welcome(self, topic: bytes) -> list[bytes] | None:
@@ -225,14 +231,15 @@ class Composer:
         """The output of a cell that failed, on iopub."""
         return self.message("error", failure.content(), parent, (b"sandbox.error",))
 
-    def stream(self, text: str, parent: bytes) -> list[bytes]:
-        """A line on the standard error of a cell, on iopub."""
-        content = {"name": "stderr", "text": text}
-        return self.message("stream", content, parent, (b"stream.stderr",))
+    def stream(self, text: str, parent: bytes, name: str = "stderr") -> list[bytes]:
+        """A line on the standard error, or output, of a cell, on iopub."""
+        content = {"name": name, "text": text}
+        return self.message("stream", content, parent, (f"stream.{name}".encode(),))
 
     def error_reply(
-        self, request_type: str, failure: Failure, parent: bytes, identities: tuple[bytes, ...]
-    ) -> list[bytes]:
+        self, request_type: str, failure: Failure, parent: bytes, identities: tuple[bytes, ...],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[bytes]:  # fmt: skip
         """The reply of the type that belongs to ``request_type``, with status error."""
         content = failure.content() | {"status": "error"}
         if request_type == "execute_request":
@@ -247,7 +254,7 @@ class Composer:
                 "banner": failure.evalue,
                 "help_links": [],
             }
-        return self.message(reply_type(request_type), content, parent, identities)
+        return self.message(reply_type(request_type), content, parent, identities, metadata)
 
 
 @dataclass(frozen=True)

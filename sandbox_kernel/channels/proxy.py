@@ -33,6 +33,7 @@ import zmq
 
 from ..errors import ChannelError, describe_errno
 from . import wire
+from .accounting import Accounting, Journal, Meter
 from .announcements import Announcements
 from .answers import GIVEN_UP, Answers
 from .backends import BackEnds
@@ -60,7 +61,8 @@ class Proxy:
 
     ``back_ends`` are the proxy's from now on as well. The kernel has the clients' key, since
     messages pass unchanged. ``log`` gets a line now and then, never one with bytes from a message.
-    ``gauge`` is the proxy's from now on.
+    ``gauge`` is the proxy's from now on. ``meter`` measures the kernel, ``journal`` writes down
+    what ran: both are the caller's to close.
 
     Raises:
         ChannelError: a socket could not be set up; ``front_ends`` is then closed.
@@ -74,7 +76,10 @@ class Proxy:
         limits: MessageLimits,
         log: Callable[[str], None],
         gauge: Gauge,
+        meter: Meter | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        self._accounting = Accounting(limits, meter, journal)
         self._front_ends = front_ends
         self._back_ends = back_ends
         self._limits = limits
@@ -137,16 +142,16 @@ class Proxy:
         composer = Composer(signer)
         self._pending = PendingTable(limits.max_pending)
         self._broadcast = Broadcast(fronts[Channel.IOPUB], limits, composer, report)
-        self._answers = Answers(composer, self._broadcast, fronts, self._pending)
+        self._answers = Answers(composer, self._broadcast, fronts, self._pending, self._accounting)
         self._announcements = Announcements(self._broadcast, composer)
         self._heartbeat = Heartbeat(fronts[Channel.HB])
         self._judge = judge = Judge(
             signer, limits, self._pending, self._answers, self._announcements,
-            self._heartbeat, report,
+            self._heartbeat, report, self._accounting,
         )  # fmt: skip
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
-            self._pending, report,
+            self._pending, report, self._accounting, composer,
         )  # fmt: skip
         self._lanes = [
             Lane(
@@ -183,6 +188,9 @@ class Proxy:
         """Handle what the poller found, at most a burst of messages a socket; never blocks.
 
         Keys that are not the proxy's are ignored. Call it when :meth:`timeout_ms` has passed too.
+
+        Raises:
+            SandboxError: the journal could not write down what ran. Nothing more may run.
         """
         if self._poller is None:
             return
@@ -206,6 +214,9 @@ class Proxy:
         if self._failure is not None:
             self._answers.fail_all(self._failure)
         self._update_interest()
+        broken, self._accounting.broken = self._accounting.broken, None
+        if broken is not None:
+            raise broken
 
     def timeout_ms(self) -> int | None:
         """How long the poller may wait; ``None``: for ever.
@@ -247,6 +258,10 @@ class Proxy:
             pass
         self._answers.fail_all(self._failure)
         self._flush(deadline)
+
+    def finish_accounts(self) -> None:
+        """The kernel is gone: what is still open gets no reply. Twice is once."""
+        self._accounting.close()
 
     def close(self) -> None:
         """Flush for ``linger_seconds`` at most, end libzmq, remove ipc files. Twice is once."""

@@ -16,11 +16,13 @@ import zmq
 
 from ..errors import ProtocolError
 from . import wire
+from .accounting import FIGURES, Accounting
 from .broadcast import Broadcast
 from .junk import Junk
 from .limits import MessageLimits
 from .messages import (
     DELIMITER,
+    Composer,
     Message,
     Signer,
     check_size,
@@ -49,7 +51,11 @@ class Upstream:
         limits: MessageLimits,
         pending: PendingTable,
         report: Report,
+        accounting: Accounting,
+        composer: Composer,
     ) -> None:
+        self._accounting = accounting
+        self._composer = composer
         self.socket = socket
         self._broadcast = broadcast
         self._signer = signer
@@ -94,12 +100,15 @@ class Upstream:
         raw = frames[at + 2].bytes
         self._broadcast.upstream_is_live()
         # A cheap look first: almost all messages are neither, and need no parsing.
-        if b"iopub_welcome" in raw or b"status" in raw:
+        if b"iopub_welcome" in raw or b"status" in raw or b"sandbox_" in raw:
             msg_type = parse_header(raw, self._limits).msg_type
             if msg_type == "iopub_welcome":
                 return  # for the proxy's own subscription; each client gets one from the proxy
             if msg_type == "status":
                 self._status(frames, at)
+                return
+            if msg_type == FIGURES:
+                self._figures(frames, at)
                 return
         essential = self._broadcast.held and parse_header(raw, self._limits).msg_type in ESSENTIAL
         self._broadcast.send(frames, essential=essential, parent=self._parent(frames, at))
@@ -109,7 +118,8 @@ class Upstream:
         small = self._broadcast.held and len(frames[at + 3]) <= self._limits.max_header_bytes
         return frames[at + 3].bytes if small else b"{}"
 
-    def _status(self, frames: list[Frame], at: int) -> None:
+    def _checked(self, frames: list[Frame], at: int) -> Message:
+        """A small message that the proxy acts upon."""
         parts = frames[at + 1 : at + 6]
         if sum(map(len, parts)) > self._limits.max_header_bytes:
             raise ProtocolError(f"a status larger than {self._limits.max_header_bytes} bytes")
@@ -117,6 +127,19 @@ class Upstream:
         message = Message((), signature, header, parent_header, metadata, content)
         if not self._signer.verify(message):
             raise ProtocolError("a wrong signature")
+        return message
+
+    def _figures(self, frames: list[Frame], at: int) -> None:
+        """The kernel wants figures shown here. It is told none: they go to the clients."""
+        message = self._checked(frames, at)
+        parent = parse_parent(message.parent_header, self._limits)
+        of = parse_object(message.content, self._limits).get("of")
+        text = self._accounting.figures(str(of), parent.msg_id if parent is not None else "")
+        shown = self._composer.stream(text, message.parent_header, "stdout")
+        self._broadcast.send(shown, essential=False, parent=message.parent_header)
+
+    def _status(self, frames: list[Frame], at: int) -> None:
+        message = self._checked(frames, at)
         parent = parse_parent(message.parent_header, self._limits)
         state = parse_object(message.content, self._limits).get("execution_state")
         self._broadcast.send(frames, essential=True, parent=message.parent_header)

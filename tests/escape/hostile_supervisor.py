@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import mmap
 import os
@@ -69,6 +70,23 @@ def _write(path: str, flags: int = 0, text: bytes = b"") -> None:
         os.write(fd, text)
     finally:
         os.close(fd)
+
+
+def _find_audit_log(arena: Arena) -> None:
+    """Among what is open: whoever has it can clear O_APPEND and overwrite."""
+    wanted = os.stat(arena["audit"])
+    for fd in range(1024):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(fd), wanted):
+                return
+    raise OSError(errno.EBADF, "fstat")
+
+
+def _signal_writer(arena: Arena) -> None:
+    from sandbox_kernel.auditlog import AuditLog
+
+    (log,) = [each for each in gc.get_objects() if isinstance(each, AuditLog)]
+    _kill_through_pidfd(log._writer)
 
 
 def _execute(arena: Arena) -> None:
@@ -207,6 +225,10 @@ def _tell_the_launcher(arena: Arena) -> None:
 
 
 ATTACKS: Final[dict[str, Callable[[Arena], object]]] = {
+    "read the audit log": lambda a: _read(a["audit"]),
+    "open the audit log without O_APPEND": lambda a: _write(a["audit"]),
+    "have the audit log open": _find_audit_log,
+    "signal the writer of the audit log": _signal_writer,
     "read a secret of the user": lambda a: _read(a["secret"]),
     "read a file of the workspace": lambda a: _read(a["notebook"]),
     "write a file of the workspace": lambda a: _write(a["notebook"]),

@@ -31,6 +31,9 @@ from sandbox_kernel.syscalls import CapabilityBit, landlock_abi
 
 #: Attack → the first ABI of Landlock that stops it, where no other wall does.
 LANDLOCK = {
+    "read the audit log": 1,
+    "open the audit log without O_APPEND": 1,
+    "signal the writer of the audit log": 6,
     "read a secret of the user": 1,
     "read a file of the workspace": 1,
     "write a file of the workspace": 1,
@@ -45,6 +48,7 @@ LANDLOCK = {
 }
 #: Attack → what it gets though the supervisor is not locked down, and from which wall.
 ELSEWHERE = {
+    "have the audit log open": ("EBADF", "none: it has a pipe, at whose end another process is"),
     "connect to a TCP port of the host": ("ENETUNREACH", "the gateway's net namespace"),
     "trace the server": ("EPERM", "the user namespace"),
     "read the memory of the server": ("EPERM", "the user namespace"),
@@ -83,6 +87,7 @@ class Stage:
         (self.work / "note.ipynb").write_text("{}")
         (folder / "secret").write_text("secret")
         self.bait = folder / "bait"
+        self.audit = folder / "audit.jsonl"
         self.told = self._listen("told", socket.SOCK_SEQPACKET)
         self._listen("unix", socket.SOCK_STREAM)
         self.tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -97,7 +102,8 @@ class Stage:
         for path in (self.bait, Path(f"{self.bait}.other")):
             path.touch()
         (self.folder / "arena").write_text(json.dumps(self._arena(folder) | {"locked": locked}))
-        with hostile(self.folder), started(folder, caps(), cwd=self.work) as running:
+        config = caps(audit_log=str(self.audit))
+        with hostile(self.folder), started(folder, config, cwd=self.work) as running:
             km, client = running
             client.execute("", user_expressions={"bytes": repr(TAKE_OVER.decode())})
             connection, _ = self.told.accept()
@@ -117,6 +123,7 @@ class Stage:
             "notebook": str(self.work / "note.ipynb"),
             "new": str(folder / "new"),
             "bait": str(self.bait),
+            "audit": str(self.audit),
             "unix": str(self.folder / "unix"),
             "kernel": str(provisioner.directory / "k-1"),
             "directory": str(provisioner.directory),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from integration.remains import (
 from integration.sandboxes import TIMEOUT, connected, manager, run_cell, said, started, value
 from jupyter_client.manager import KernelManager
 
-from sandbox_kernel import rundir
+from sandbox_kernel import audit, rundir
 from sandbox_kernel.pool import Pool, Waiting
 from sandbox_kernel.provisioner import SandboxProvisioner
 
@@ -79,6 +80,20 @@ def test_a_start_takes_the_one_that_waits_and_another_is_built(pool: Pool, here:
 def test_the_first_of_a_server_is_an_ordinary_one(pool: Pool, here: Ground) -> None:
     with started(here.folder, {"pool": 1}) as (_, client):
         assert value(client, "6 * 7") == 42
+
+
+def test_it_writes_into_the_audit_log_under_the_id_of_its_client(pool: Pool, here: Ground) -> None:
+    """What waits and is given up writes nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        log, ids = Path(folder) / "log", []
+        for _ in range(2):
+            with started(here.folder, {"pool": 1, "audit_log": str(log)}) as (km, client):
+                run_cell(client, "1")
+                filled(pool)
+                ids.append(provisioner_of(km).kernel_id.replace("-", ""))
+        found = [audit.parse(raw) for _, raw in audit.lines(str(log))]
+        expected = [(i, e) for i in ids for e in ("start", "request", "end")]
+        assert [(line["kernel"], line["event"]) for line in found] == expected
 
 
 def test_none_waits_where_none_was_asked_for(pool: Pool, here: Ground) -> None:

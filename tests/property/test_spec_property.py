@@ -283,6 +283,8 @@ VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
     "zygote": st.just(True),
     "preload": st.lists(st.sampled_from(["numpy", "pandas.core"]), max_size=2),
     "pool": st.integers(0, 32),
+    "audit_log": st.sampled_from(["off", "/var/log/audit.jsonl"]),
+    "audit_code": st.just(False),  # true is nothing without the log
 }
 CONFIGS = st.fixed_dictionaries({}, optional=VALUES)
 

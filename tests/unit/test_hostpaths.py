@@ -13,8 +13,9 @@ import pytest
 from sandbox_kernel import hostpaths
 from sandbox_kernel.engine.idmap import IdMapping, IdPlan
 from sandbox_kernel.engine.rootfs import HostFacts
-from sandbox_kernel.errors import MountError, SetupError, SpecError
+from sandbox_kernel.errors import AuditError, MountError, SetupError, SpecError
 from sandbox_kernel.hostpaths import (
+    check_audit_log,
     check_writable,
     real_path,
     resolve,
@@ -258,3 +259,24 @@ def test_a_link_elsewhere_is_followed(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(MountError, match="ELOOP"):
         mounted(tmp_path, tmp_path / "round")
+
+
+# -- the audit log -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["work", "work/deeper", "link", "mounted", "python"])
+def test_an_audit_log_that_a_kernel_could_see_is_refused(place: str, top: Path) -> None:
+    for name in ("work/deeper", "mounted", "python", "elsewhere"):
+        (top / name).mkdir(parents=True)
+    (top / "link").unlink()
+    (top / "link").symlink_to("work")
+    facts = dataclasses.replace(FACTS, prefixes=(f"{top}/python",))
+    config = {"mounts": [{"source": f"{top}/mounted"}]}
+    spec = parse_spec(config | {"audit_log": f"{top}/{place}/log"})
+    with pytest.raises(AuditError, match="within the kernel's reach"):
+        check_audit_log(spec, f"{top}/work", facts)
+    for path in ("elsewhere/log", "work.log"):
+        spec = parse_spec(config | {"audit_log": f"{top}/{path}"})
+        check_audit_log(spec, f"{top}/work", facts)
+    spec = parse_spec({"workspace": "none", "audit_log": f"{top}/work/log"})
+    check_audit_log(spec, f"{top}/work", FACTS)

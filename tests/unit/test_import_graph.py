@@ -26,17 +26,30 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"spec"}),
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
-    frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "binding"}),
+    frozenset(
+        {
+            "protocol",
+            "environment",
+            "console",
+            "death",
+            "rundir",
+            "leftovers",
+            "binding",
+            "auditlog",
+            "magics",
+        }
+    ),
     frozenset({"shell"}),
     frozenset({"application"}),
     frozenset({"kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
+    frozenset({"meter"}),
     frozenset({"control", "waiting"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"pool"}),
     frozenset({"provisioner", "spawner", "launch", "contents"}),
-    frozenset({"cli", "ahead"}),
+    frozenset({"cli", "ahead", "audit"}),
 )
 
 #: importer → what it may import of its own layer.

@@ -89,6 +89,8 @@ EVERY_KEY: dict[str, tuple[Any, Any]] = {
     "zygote": (False, False),
     "preload": (["numpy", "a.b_c"], ("numpy", "a.b_c")),
     "pool": (2, 2),
+    "audit_log": ("/var/log/audit.jsonl", "/var/log/audit.jsonl"),
+    "audit_code": (False, False),
 }
 
 
@@ -350,7 +352,17 @@ REFUSED: list[tuple[str, object, str]] = [
     ("pool", -1, "0 to 32"),
     ("pool", 33, "0 to 32"),
     ("pool", True, "0 to 32"),
+    ("audit_log", True, "an absolute path"),
+    ("audit_log", "log", "an absolute path"),
+    ("audit_log", "/var/log/", "the path of a file, or 'off'"),
+    ("audit_code", 1, "true or false"),
+    ("audit_code", True, "false where audit_log is off"),
 ]
+
+
+def test_an_audit_log_is_off_if_it_says_so() -> None:
+    assert parse_spec({"audit_log": "off"}) == parse_spec({})
+    assert parse_spec({"audit_log": "/l", "audit_code": True}).audit_code
 
 
 @pytest.mark.parametrize(("key", "value", "allowed"), REFUSED)

@@ -13,6 +13,7 @@ make one where there is none.
 
 from __future__ import annotations
 
+from .counters import Counters, Counts
 from .detect import Hierarchy, Missing, Search, Tried, hierarchies
 from .group import KernelCgroup, create
 from .interface import (
@@ -36,6 +37,8 @@ __all__ = [
     "USAGE_FORMAT",
     "CgroupEvents",
     "CgroupUsage",
+    "Counters",
+    "Counts",
     "EventWatch",
     "Hierarchy",
     "IoUsage",
