@@ -99,7 +99,7 @@ def state():
         "tools": [type(c).__name__ for c in shell.configurables if c is not app],
         "owners": sorted({type(c.parent).__name__ for c in tools}),
         "loggers": [c.log is app.log for c in tools if hasattr(c, "log")],
-        "magics": {k: sorted(v) for k, v in shell.magics_manager.magics.items()},
+        "magics": {k: sorted(set(v) - {"sandbox"}) for k, v in shell.magics_manager.magics.items()},
         "aliases": sorted(a for a, _ in shell.alias_manager.aliases),
         "streams": [type(v).__name__ for v in shell._orig_sys_module_state.values()],
         "hooks": [repr(type(sys.displayhook)), repr(shell.sys_excepthook is sys.excepthook)],
