@@ -22,7 +22,7 @@ ACCOUNT = Account(2.5, 1.25, 3 * 2**20, "cell", 0, 0, 7, 8, 4, 0)
 
 
 def entry(msg_id: str = "1", **fields: Any) -> Entry:
-    values = {
+    values: dict[str, Any] = {
         "msg_type": "execute_request", "msg_id": msg_id, "session": "s", "username": "ada",
         "began": 0.0, "code": {"of": "code", "sha256": "00", "bytes": 1}, "outcome": "ok",
         "ename": "", "account": ACCOUNT,
@@ -31,7 +31,8 @@ def entry(msg_id: str = "1", **fields: Any) -> Entry:
 
 
 def opened(path: Path, **options: Any) -> AuditLog:
-    return AuditLog(str(path), **({"kernel": "abc", "with_code": False} | options))
+    values: dict[str, Any] = {"kernel": "abc", "with_code": False}
+    return AuditLog(str(path), **(values | options))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
