@@ -203,11 +203,23 @@ def _kept(folder: Path) -> list[tuple[int, Path]]:
 
 def test_a_file_that_was_taken_away_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = opened(path)
+    log = auditlog._Log(str(path), rotate_at=100)
+    log.append(b"1\n")
     path.rename(tmp_path / "elsewhere")
-    log.write(entry())
-    log.close()
-    assert [line["msg_id"] for line in lines(path)] == ["1"]
+    log.append(b"2\n")
+    os.close(log._fd)
+    assert (path.read_text(), (tmp_path / "elsewhere").read_text()) == ("2\n", "1\n")
+
+
+def test_who_finds_the_file_put_aside_by_another_writes_into_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    one, two = (auditlog._Log(str(path), rotate_at=4) for _ in range(2))
+    for line in (b"1\n", b"2\n", b"3\n"):
+        one.append(line)
+    two.append(b"4\n")
+    for log in (one, two):
+        os.close(log._fd)
+    assert (path.read_text(), Path(f"{path}.1").read_text()) == ("3\n4\n", "1\n2\n")
 
 
 def test_a_writer_that_has_ended_is_an_error_at_the_next_line(tmp_path: Path) -> None:
