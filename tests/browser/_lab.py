@@ -115,10 +115,9 @@ def running_lab(browser: Browser, caps: dict[str, Any]) -> Iterator[Lab]:
         }
         server = JupyterServer(base / "root", environment, *OPTIONS, module="jupyterlab")
         try:
-            context = browser.new_context(viewport=VIEWPORT, device_scale_factor=1.5)
-            stack.callback(context.close)
-            context.set_default_timeout(TIMEOUT)
-            yield Lab(server, base / "root", context.new_page())
+            with browser.new_context(viewport=VIEWPORT, device_scale_factor=1.5) as context:
+                context.set_default_timeout(TIMEOUT)
+                yield Lab(server, base / "root", context.new_page())
         finally:
             left = server.stop()
         assert left == []
