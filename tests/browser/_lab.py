@@ -115,10 +115,9 @@ def running_lab(browser: Browser, caps: dict[str, Any]) -> Iterator[Lab]:
         }
         server = JupyterServer(base / "root", environment, *OPTIONS, module="jupyterlab")
         try:
-            context = browser.new_context(viewport=VIEWPORT, device_scale_factor=1.5)
-            stack.callback(context.close)
-            context.set_default_timeout(TIMEOUT)
-            yield Lab(server, base / "root", context.new_page())
+            with browser.new_context(viewport=VIEWPORT, device_scale_factor=1.5) as context:
+                context.set_default_timeout(TIMEOUT)
+                yield Lab(server, base / "root", context.new_page())
         finally:
             left = server.stop()
         assert left == []
@@ -151,7 +150,7 @@ class Lab:
         self.page = page
 
     def open_launcher(self) -> None:
-        """Load the page as at the first visit; it shows the launcher then."""
+        """Load the page; without a notebook in it, it shows the launcher."""
         self._go("lab")
         expect(self.page.locator(".jp-Launcher")).to_be_visible(timeout=TIMEOUT)
 
@@ -166,10 +165,12 @@ class Lab:
         self.card(display_name).click()
         return self._shown_notebook(display_name)
 
-    def open_notebook(self, *sources: str, kernel: str = DISPLAY_NAME) -> Notebook:
-        """Open a notebook with these cells, which names no kernel, and choose one for it."""
-        write(self.root / "cells.ipynb", *sources)
-        self._go("lab/tree/cells.ipynb")
+    def open_notebook(
+        self, *sources: str, kernel: str = DISPLAY_NAME, name: str = "cells.ipynb"
+    ) -> Notebook:
+        """Open a new notebook with these cells, which names no kernel, and choose one for it."""
+        write(self.root / name, *sources)
+        self._go(f"lab/tree/{name}")
         self.choose_kernel(kernel)
         return self._shown_notebook(kernel)
 
@@ -187,8 +188,9 @@ class Lab:
         expect(dialog).to_have_count(0, timeout=TIMEOUT)
 
     def _go(self, path: str) -> None:
-        """Load a page; the cookie that comes with the first one holds for all that follow."""
-        self.page.goto(f"http://{self.server.address}/{path}?token={self.server.token}")
+        """Load a page as at the first visit: what was open before is not opened again."""
+        query = f"token={self.server.token}&reset"
+        self.page.goto(f"http://{self.server.address}/{path}?{query}")
 
     def _shown_notebook(self, display_name: str) -> Notebook:
         notebook = Notebook(self.page)

@@ -159,6 +159,14 @@ def test_the_cell_magic_shows_what_the_cell_used(client: BlockingKernelClient) -
     assert cell.ok and cell.result == "7", "it is a cell as any other"
 
 
+def test_the_magics_are_there_whatever_starts_the_kernel_and_need_no_cgroup(
+    tmp_path: Path, launchers: None
+) -> None:
+    with started(tmp_path, {"zygote": False}) as (_, client):
+        assert re.search(r"^link +[0-9.]+ \w+ out, ", run_cell(client, "%sandbox").stdout, re.M)
+        assert "[sandbox] this cell: " in run_cell(client, "%%sandbox\n1").stdout
+
+
 @pytest.mark.needs("cgroups")
 def test_the_cell_magic_tells_of_a_cell_that_fails_too(client: BlockingKernelClient) -> None:
     cell = run_cell(client, "%%sandbox\n1\n1/0")
@@ -235,7 +243,7 @@ def test_it_is_answered_while_the_kernel_is_stopped_and_with_caps_of_that_moment
 def test_whoever_asks_sees_busy_and_idle_as_of_a_kernel(client: BlockingKernelClient) -> None:
     message = client.session.msg("usage_request", {})
     client.control_channel.send(message)
-    states = []
+    states: list[str] = []
     while states[-1:] != ["idle"]:
         published = client.get_iopub_msg(timeout=TIMEOUT)
         if published["parent_header"].get("msg_id") == message["header"]["msg_id"]:

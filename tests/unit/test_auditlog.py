@@ -22,7 +22,7 @@ ACCOUNT = Account(2.5, 1.25, 3 * 2**20, "cell", 0, 0, 7, 8, 4, 0)
 
 
 def entry(msg_id: str = "1", **fields: Any) -> Entry:
-    values = {
+    values: dict[str, Any] = {
         "msg_type": "execute_request", "msg_id": msg_id, "session": "s", "username": "ada",
         "began": 0.0, "code": {"of": "code", "sha256": "00", "bytes": 1}, "outcome": "ok",
         "ename": "", "account": ACCOUNT,
@@ -31,7 +31,8 @@ def entry(msg_id: str = "1", **fields: Any) -> Entry:
 
 
 def opened(path: Path, **options: Any) -> AuditLog:
-    return AuditLog(str(path), **({"kernel": "abc", "with_code": False} | options))
+    values: dict[str, Any] = {"kernel": "abc", "with_code": False}
+    return AuditLog(str(path), **(values | options))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -202,11 +203,23 @@ def _kept(folder: Path) -> list[tuple[int, Path]]:
 
 def test_a_file_that_was_taken_away_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = opened(path)
+    log = auditlog._Log(str(path), rotate_at=100)
+    log.append(b"1\n")
     path.rename(tmp_path / "elsewhere")
-    log.write(entry())
-    log.close()
-    assert [line["msg_id"] for line in lines(path)] == ["1"]
+    log.append(b"2\n")
+    os.close(log._fd)
+    assert (path.read_text(), (tmp_path / "elsewhere").read_text()) == ("2\n", "1\n")
+
+
+def test_who_finds_the_file_put_aside_by_another_writes_into_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    one, two = (auditlog._Log(str(path), rotate_at=4) for _ in range(2))
+    for line in (b"1\n", b"2\n", b"3\n"):
+        one.append(line)
+    two.append(b"4\n")
+    for log in (one, two):
+        os.close(log._fd)
+    assert (path.read_text(), Path(f"{path}.1").read_text()) == ("3\n4\n", "1\n2\n")
 
 
 def test_a_writer_that_has_ended_is_an_error_at_the_next_line(tmp_path: Path) -> None:
