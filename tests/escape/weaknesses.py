@@ -144,7 +144,7 @@ def _listen_on_the_gateway() -> None:
 
 
 def _share_cgroup_namespace() -> None:
-    _set(namespaces, "CONTAINER", namespaces.CONTAINER & ~CloneFlag.NEWCGROUP)
+    _set(namespaces, "unshare_cgroup", lambda: None)
 
 
 def _show_cgroups() -> None:

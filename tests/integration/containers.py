@@ -140,7 +140,7 @@ def _run(
         run=lambda: _tell(request["read"]), environment={}, cwd=cwd, console=write_end
     )
     box = container.spawn(
-        InitPlan(ids, plan, Link(), spec.hostname, program), workload, lambda: None
+        InitPlan(ids, plan, Link(), spec.hostname, program), workload, lambda pid: None
     )
     try:
         os.close(write_end)
