@@ -42,6 +42,7 @@ from .channels import (
 )
 from .console import Console
 from .control import Control
+from .deadlines import Act, Deadlines
 from .death import Cause, Death
 from .engine import cgroups, container, idmap, landlock, process, rootfs
 from .engine.cgroups import KernelCgroup
@@ -61,12 +62,15 @@ from .protocol import (
     Answer,
     Ask,
     Bind,
+    Done,
     Exited,
     Failed,
     FromClient,
     Kill,
     LaunchRequest,
+    Pause,
     Refused,
+    Resume,
     Signal,
     Started,
 )
@@ -135,7 +139,7 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
             if request.waits and (path := supervisor.request.connection_file):
                 connection_file = FileId.of(path)
             death = supervisor.serve()
-        last: Failed | Exited = Exited(death.returncode, death.sentence)
+        last: Failed | Exited = Exited(death.returncode, death.sentence, death.cause.value)
     except SandboxError as error:
         last = Failed(error)
     except Exception as error:
@@ -254,6 +258,8 @@ def _build(
             threading.Thread(target=os.close, args=(pressure,), daemon=True).start()
     proxy = Proxy(front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge)
     stack.callback(proxy.close)
+    if request.previous is not None:
+        proxy.announce(f"this is a new kernel; the one before it ended: {request.previous}")
     for warning in cgroup.warnings:
         proxy.announce(warning)
     return Supervisor(
@@ -391,6 +397,9 @@ class Supervisor:
         self.console = console
         self.proxy = proxy
         self.control = Control(cgroup, events, proxy)
+        self.deadlines: Deadlines | None = None
+        """From the moment on when the kernel runs."""
+        self.cell: int | None = None
         self.front_ends = front_ends
         self.bound = bound
         self.state = State.STARTING
@@ -432,6 +441,8 @@ class Supervisor:
             if self.console_paused and not self.console.pause():
                 self._pause_console(False)
             self.proxy.dispatch(events)
+            if self.deadlines is not None:
+                self._look_at_cell(self.deadlines)
         return self._end()
 
     def _timeout_ms(self) -> int | None:
@@ -441,7 +452,28 @@ class Supervisor:
             timeouts.append(_milliseconds(max(self.deadline - time.monotonic(), 0)))
         else:
             timeouts += [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
+        if self.deadlines is not None:
+            timeouts.append(_milliseconds(self.deadlines.timeout()))
         return min((t for t in timeouts if t is not None), default=None)
+
+    def _look_at_cell(self, deadlines: Deadlines) -> None:
+        """Which one runs, and whether its time is up, or the kernel's."""
+        cell, self.cell = self.cell, self.proxy.cell
+        if self.cell is not None and self.cell != cell:
+            self.events.cell_begins()
+        deadlines.see(self.cell, self.proxy.uses)
+        while (due := deadlines.due()) is not None:
+            self.lifeline.notice(due.text)
+            if due.act is not Act.KILL:  # of which the error tells more
+                self.proxy.tell(due.text)
+            match due.act:
+                case Act.INTERRUPT:
+                    self.box.signal(signal.SIGINT)
+                case Act.TERMINATE:
+                    self.box.signal(signal.SIGTERM)
+                case Act.KILL:
+                    self.box.kill()
+                    self.control.release()
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(KeyError):
@@ -479,7 +511,13 @@ class Supervisor:
         elif self.state is State.STARTING:
             error = ControlError("there is no kernel yet", cause="it is starting")
         else:
-            return self.control.obey(order)
+            answer = self.control.obey(order)
+            if isinstance(answer, Done) and self.deadlines is not None:
+                if isinstance(order, Pause):
+                    self.deadlines.pause()
+                elif isinstance(order, Resume):
+                    self.deadlines.resume()
+            return answer
         return Refused(order.request, error)
 
     def _client_is_gone(self) -> None:
@@ -546,6 +584,9 @@ class Supervisor:
         self.proxy.connect_back_ends()
         self.proxy.register(self.poller)
         self.state = State.RUNNING
+        last = self.request.previous
+        again = last is not None and last.cause == Cause.TIME.value
+        self.deadlines = Deadlines(self.request.spec, wait_for_use=again)
         if self.request.waits:
             return  # the client knows since it has bound it
         if not self.lifeline.say(_started(self.box, self.front_ends, self.cgroup)):
@@ -556,7 +597,9 @@ class Supervisor:
         return KernelStartError("the kernel did not come up inside the sandbox", cause=cause)
 
     def _death(self) -> Death:
-        return self.events.death(self.status, on_order=self.on_order or self._ended_as_asked())
+        time_up = self.deadlines.blame(self.status) if self.deadlines is not None else None
+        on_order = self.on_order or self._ended_as_asked()
+        return self.events.death(self.status, on_order=on_order, time_up=time_up)
 
     def _ended_as_asked(self) -> bool:
         """By a signal that the client sent, but for the one that means: interrupt the cell."""

@@ -34,6 +34,8 @@ from .report import Report
 _HEARTBEAT_FRAMES: Final = 8
 _HEARTBEAT_BYTES: Final = 1024
 _ANSWERED: Final = (Channel.SHELL, Channel.CONTROL)
+#: What front ends ask by themselves, when they connect or are shown again.
+_UNASKED: Final = frozenset({"kernel_info_request", "comm_info_request"})
 
 
 class Judge:
@@ -57,6 +59,8 @@ class Judge:
         self._heartbeat = heartbeat
         self._report = report
         self._questions = 0
+        self.uses = 0
+        """Requests and other messages of clients that somebody's doing is behind."""
         self.crowded = False
         """Set by the proxy: libzmq holds so much for clients that it gets nothing large."""
 
@@ -73,6 +77,8 @@ class Judge:
         if channel in _ANSWERED:
             self._verify(message)
             header = parse_header(message.header, self._limits)
+            if header.msg_type not in _UNASKED:
+                self.uses += 1
             if is_request(header.msg_type) and not self._pending.add(
                 channel, message.identities, header, message.header
             ):

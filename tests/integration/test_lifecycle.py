@@ -136,7 +136,7 @@ def test_shutdown_of_a_kernel_that_does_not_listen(stopped: bool, here: Ground) 
         km.shutdown_kernel()
         assert wait_for_end(inside) == []
         exit_ = provisioner_of(km).exit
-        assert exit_ == Exited(-9, "the kernel was ended as asked")
+        assert exit_ == Exited(-9, "the kernel was ended as asked", "KernelKilled")
 
 
 def test_a_kernel_can_be_killed_while_it_starts(here: Ground) -> None:
@@ -312,7 +312,7 @@ def test_a_death_finishes_the_running_cell_before_the_server_knows(
         assert ended.reply["ename"] == ename
         assert ended.reply["evalue"] == ended.evalue
         assert finish(client, waiting).status == "error"
-        assert end == Exited(returncode, ended.evalue)
+        assert end == Exited(returncode, ended.evalue, ename)
     here.assert_clean("by a dead kernel")
 
 

@@ -29,7 +29,9 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"protocol", "environment", "console", "death", "rundir", "leftovers", "binding"}),
     frozenset({"application"}),
     frozenset({"kernel"}),
-    frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
+    frozenset(
+        {"lifeline", "hostpaths", "capevents", "deadlines", "lockdown", "observe", "beneath"}
+    ),
     frozenset({"control", "waiting"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
