@@ -83,6 +83,10 @@ _BINDING_MAXIMUM: Final = 512 * 1024
 _FIRST_PORT: Final = 61_001
 #: Seconds that what the kernel still said may take to pass, once it is gone.
 _DRAIN_TIMEOUT: Final = 1.0
+#: Seconds for which who is told of a death may ask something more, and again after each time; and
+#: at most.
+_AFTERWARDS: Final = 1.0
+_AFTERWARDS_MAXIMUM: Final = 5.0
 
 
 class State(enum.Enum):
@@ -612,8 +616,28 @@ class Supervisor:
         if not self.on_order:
             self._drain()
         if death.cause is not Cause.KILLED:
+            somebody_waits = self.proxy.cell is not None
             self.proxy.fail_pending(death.cause.value, death.sentence, death.traceback())
+            if somebody_waits:
+                self._answer_afterwards()
         return death
+
+    def _answer_afterwards(self) -> None:
+        """Clients do not stop at once: papermill asks who the kernel is before it raises the error
+        of a cell, graders run all other cells. Each is answered with why the kernel ended.
+        """
+        for fd in self.actions.keys() - {self.lifeline.fileno()}:
+            self._forget(fd)
+        now, uses = time.monotonic(), self.proxy.uses
+        deadline, latest = now + _AFTERWARDS, now + _AFTERWARDS_MAXIMUM
+        while not self.on_order and (left := deadline - time.monotonic()) > 0:
+            timeouts = (_milliseconds(left), self.proxy.timeout_ms())
+            events = dict(self.poller.poll(min(t for t in timeouts if t is not None)))
+            if self.lifeline.fileno() in events:
+                self._from_client()
+            self.proxy.dispatch(events)
+            if self.proxy.uses != uses:
+                uses, deadline = self.proxy.uses, min(time.monotonic() + _AFTERWARDS, latest)
 
     def _drain(self) -> None:
         """What the kernel said before it ended still passes, for a bounded time."""
