@@ -404,6 +404,7 @@ class Supervisor:
         self.deadlines: Deadlines | None = None
         """From the moment on when the kernel runs."""
         self.cell: int | None = None
+        proxy.before_cell(events.cell_begins)
         self.front_ends = front_ends
         self.bound = bound
         self.state = State.STARTING
@@ -462,8 +463,8 @@ class Supervisor:
 
     def _look_at_cell(self, deadlines: Deadlines) -> None:
         """Which one runs, and whether its time is up, or the kernel's."""
-        cell, self.cell = self.cell, self.proxy.cell
-        if self.cell is not None and self.cell != cell:
+        before, self.cell = self.cell, self.proxy.cell
+        if None not in (before, self.cell) and self.cell != before:  # one that was queued
             self.events.cell_begins()
         deadlines.see(self.cell, self.proxy.uses)
         while (due := deadlines.due()) is not None:

@@ -9,7 +9,7 @@ and against a hostile kernel, which has the key, it would prove nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import ProtocolError
@@ -61,6 +61,8 @@ class Judge:
         self._questions = 0
         self.uses = 0
         """Requests and other messages of clients that somebody's doing is behind."""
+        self.before_cell: Callable[[], None] = lambda: None
+        """Set by the proxy's owner: called before a cell reaches a kernel that runs none."""
         self.crowded = False
         """Set by the proxy: libzmq holds so much for clients that it gets nothing large."""
 
@@ -79,6 +81,8 @@ class Judge:
             header = parse_header(message.header, self._limits)
             if header.msg_type not in _UNASKED:
                 self.uses += 1
+            if header.msg_type == "execute_request" and self._pending.cell is None:
+                self.before_cell()
             if is_request(header.msg_type) and not self._pending.add(
                 channel, message.identities, header, message.header
             ):
