@@ -100,11 +100,15 @@ class Deadlines:
 
     def timeout(self) -> float | None:
         """Seconds after which :meth:`due` has something; ``None``: not before something happens."""
+        if not self._any:
+            return None
         at = min((at for at, _ in self._plan()), default=None)
         return None if at is None else max(at - self._clock(), 0.0)
 
     def due(self) -> Due | None:
         """The next thing to be done now, once; call it until there is none."""
+        if not self._any:
+            return None
         plan = self._plan()
         if not plan:
             return None
@@ -130,7 +134,7 @@ class Deadlines:
     def _plan(self) -> list[tuple[float, Callable[[], Due]]]:
         """What comes, and when, by the clock."""
         spec, plan = self._spec, list[tuple[float, Callable[[], Due]]]()
-        if self._killed or not self._any:
+        if self._killed:
             return plan
         runs = self._paused is None
         if self._asked is not None and (runs or self._asked is not TimeCap.CELL):

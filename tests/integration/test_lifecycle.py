@@ -191,9 +191,16 @@ def test_autorestart(here: Ground) -> None:
                 while provisioner_of(km).sandbox in (None, first) or not await km.is_alive():
                     await asyncio.sleep(0.01)  # the callback comes before the restart
                 client.stop_channels()
-            client = await ready_client(km)
-            reply = await client.execute_interactive("6 * 7", timeout=TIMEOUT)
+            client, shown = await ready_client(km), list[dict[str, Any]]()
+            reply = await client.execute_interactive(
+                "6 * 7", timeout=TIMEOUT, output_hook=shown.append
+            )
             assert reply["content"]["status"] == "ok"
+            first = next(m["content"]["text"] for m in shown if m["msg_type"] == "stream")
+            why = "KernelExited: the kernel exited by itself with status 4"
+            assert first.startswith(
+                f"[sandbox] this is a new kernel; the one before it ended: {why}"
+            )
             client.stop_channels()
         finally:
             await km.shutdown_kernel(now=True)
