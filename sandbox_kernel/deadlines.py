@@ -66,11 +66,15 @@ class Deadlines:
         self._asked: TimeCap | None = None
         self._asked_at = 0.0
         self._killed = False
+        self._next: float | None = None
+        self._stale = True
+        """Something has changed that :attr:`_next` follows from."""
 
     def see(self, cell: int | None, uses: int) -> None:
         """``cell`` is the number of the one that runs; ``uses`` counts what clients asked for."""
-        if not self._any or (cell is None and self._cell is None and uses == self._uses):
+        if not self._any or (cell == self._cell and uses == self._uses):
             return
+        self._stale = True
         now = self._clock()
         self._used, self._uses = now, uses
         if self._began is None:
@@ -83,14 +87,14 @@ class Deadlines:
     def pause(self) -> None:
         """Twice is once."""
         if self._paused is None:
-            self._paused = self._clock()
+            self._paused, self._stale = self._clock(), True
 
     def resume(self) -> None:
         """As if no time had passed since, but for the lifetime."""
         if self._paused is None:
             return
         passed = self._clock() - self._paused
-        self._paused = None
+        self._paused, self._stale = None, True
         now = self._clock()
         self._cell_began = min(self._cell_began + passed, now)
         if self._used is not None:
@@ -100,20 +104,17 @@ class Deadlines:
 
     def timeout(self) -> float | None:
         """Seconds after which :meth:`due` has something; ``None``: not before something happens."""
-        if not self._any:
-            return None
-        at = min((at for at, _ in self._plan()), default=None)
+        at = self._at()
         return None if at is None else max(at - self._clock(), 0.0)
 
     def due(self) -> Due | None:
         """The next thing to be done now, once; call it until there is none."""
-        if not self._any:
+        at = self._at()
+        if at is None or at > self._clock():
             return None
-        plan = self._plan()
-        if not plan:
-            return None
-        at, act = min(plan, key=lambda each: each[0])
-        return act() if at <= self._clock() else None
+        self._stale = True
+        _, act = min(self._plan(), key=lambda each: each[0])
+        return act()
 
     def blame(self, status: ExitStatus | None) -> TimeUp | None:
         """The cap that a kernel which ended with ``status`` was ended by, if it was one.
@@ -130,6 +131,13 @@ class Deadlines:
         return None
 
     # -- details ----------------------------------------------------------------------------
+
+    def _at(self) -> float | None:
+        """When the next thing comes, by the clock. Asked for at each message, so it is kept."""
+        if self._stale:
+            self._next = min((at for at, _ in self._plan()), default=None) if self._any else None
+            self._stale = False
+        return self._next
 
     def _plan(self) -> list[tuple[float, Callable[[], Due]]]:
         """What comes, and when, by the clock."""
