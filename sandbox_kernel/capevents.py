@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .caps import Caps, Change
-from .death import Death, explain, tell
+from .death import Death, TimeUp, explain, tell
 from .engine.cgroups import CgroupEvents, CgroupUsage, EventWatch, KernelCgroup
 from .engine.process import ExitStatus
 from .errors import SandboxError
@@ -30,6 +30,7 @@ class CapEvents:
         self._watch = EventWatch(cgroup)
         self._start = self._seen = self._told = self._watch.start
         self._last_oom = CgroupEvents()
+        self._refused_before = 0
         self._next_notice = 0.0
         self._again = False
 
@@ -55,13 +56,22 @@ class CapEvents:
         news, self._told = self._happened_since(self._told), self._seen
         return tell(news, self._caps, self._usage(), user=self._user)
 
-    def death(self, status: ExitStatus | None, *, on_order: bool) -> Death:
+    def cell_begins(self) -> None:
+        """What is refused from here on is refused to this cell. Costs one read, and only with a cap
+        on what it counts."""
+        if self._caps.pids is not None or self._user.pids is not None:
+            self._refused_before = self._refused()
+
+    def death(
+        self, status: ExitStatus | None, *, on_order: bool, time_up: TimeUp | None = None
+    ) -> Death:
         """Why the kernel ended; see :func:`.death.explain`."""
         self._see(_quietly(self._watch.events, self._seen))
-        happened = self._happened_since(self._start)
         return explain(
-            status, self._caps, happened, self._usage(), on_order=on_order, user=self._user
-        )
+            status, self._caps, self._happened_since(self._start), self._usage(),
+            on_order=on_order, user=self._user, time_up=time_up,
+            refused=max(self._refused() - self._refused_before, 0),
+        )  # fmt: skip
 
     def changed(self, change: Change) -> tuple[Caps, Caps]:
         """The caps of the kernel and of its user as they would be after ``change``.
@@ -83,6 +93,10 @@ class CapEvents:
     def close(self) -> None:
         """Before the cgroup is removed. Twice is once."""
         self._watch.close()
+
+    def _refused(self) -> int:
+        """Processes and threads, since the cgroup was made."""
+        return _quietly(self._cgroup.refusals, None) or 0
 
     def _usage(self) -> CgroupUsage:
         usage: CgroupUsage = _quietly(self._cgroup.usage, CgroupUsage())

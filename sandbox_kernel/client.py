@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from .death import Cause
 from .engine import messages
 from .environment import launcher_environment, user_buses
 from .errors import ControlError, KernelStartError, ProtocolError, SandboxError, describe_errno
@@ -250,7 +251,8 @@ class Sandbox:
                 self.started = message
                 self.waits = False
             case Failed():
-                self.exited = Exited(1, message.error.message)
+                cause = Cause.LOST.value if self.started else ""
+                self.exited = Exited(1, message.error.message, cause)
                 if self.started is None:
                     raise message.error
                 return self.exited  # whoever polls a kernel that ran wants its end, no exception
@@ -268,7 +270,8 @@ class Sandbox:
         return message
 
     def _lost(self) -> Exited:
-        self.exited = Exited(-signal.SIGKILL, "the supervisor of the sandbox was killed")
+        reason = "the supervisor of the sandbox was killed"
+        self.exited = Exited(-signal.SIGKILL, reason, Cause.LOST.value)
         if self.started is None:
             cause = "it was killed, or the launcher could not load; the server's log says more"
             raise _not_built(cause)

@@ -15,6 +15,10 @@ from .engine.cgroups import CgroupEvents, CgroupUsage
 from .engine.process import ExitStatus
 from .spec import GIB, KIB, MIB, Caps
 
+#: What native code dies of that cannot go on.
+_FAULTS: Final = (
+    signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP,
+)  # fmt: skip
 #: abort() where the filter of the supervisor refuses SIGABRT to it: the C library falls into an
 #: instruction that is none, SIGSEGV on x86_64 and SIGTRAP on aarch64.
 _ABORTED: Final = (signal.SIGABRT, signal.SIGSEGV, signal.SIGTRAP)
@@ -24,11 +28,32 @@ class Cause(enum.Enum):
     """``ename`` of the error that finishes the running cell."""
 
     MEMORY = "MemoryCapExceeded"
+    PIDS = "PidsCapExceeded"
+    TIME = "TimeCapExceeded"
     SYSCALL = "ForbiddenSyscall"
     CRASHED = "KernelCrashed"
     EXITED = "KernelExited"
     KILLED = "KernelKilled"
     LOST = "SandboxLost"
+
+
+class TimeCap(enum.Enum):
+    """The key of the spec."""
+
+    CELL = "cell_timeout"
+    LIFETIME = "lifetime"
+    IDLE = "idle_timeout"
+
+
+@dataclass(frozen=True)
+class TimeUp:
+    """A kernel was told to end since its time was up."""
+
+    cap: TimeCap
+    seconds: float
+    """The value of the cap."""
+    grace: float = 0.0
+    """Seconds that it had after an interrupt and did not use; 0: the interrupt itself ended it."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +76,21 @@ def explain(
     *,
     on_order: bool,
     user: Caps | None = None,
+    time_up: TimeUp | None = None,
+    refused: int = 0,
 ) -> Death:
     """The death of a kernel that ended with ``status``; ``None`` is: pid 1 went without a word.
 
     ``events`` are those of this kernel's life, with ``oom`` and ``oom_above`` of the last kill
     alone, where they are known. ``on_order`` is true when the client asked for the end. ``user``
-    are the caps of all kernels of the user together.
+    are the caps of all kernels of the user together. ``time_up`` is why the supervisor ended it, if
+    it did. ``refused`` counts the processes and threads that the running cell did not get.
     """
+    code = status.returncode if status else -signal.SIGKILL
     if on_order:
-        code = status.returncode if status else -signal.SIGKILL
         return Death(Cause.KILLED, "the kernel was ended as asked", code)
+    if time_up is not None:
+        return Death(Cause.TIME, out_of_time(time_up), code)
     if events.oom_kill and (status is None or status.signal == signal.SIGKILL):
         return _out_of_memory(status, caps, user or Caps(), events, usage)
     if status is None:
@@ -74,20 +104,17 @@ def explain(
             Cause.EXITED,
             f"the kernel exited by itself with status {status.code}, as after exit() or os._exit() "
             "in the notebook",
-            status.returncode,
+            code,
         )
     if status.signal == signal.SIGSYS:
-        return Death(
-            Cause.SYSCALL,
-            "the kernel was killed for a system call of a foreign architecture, which the "
-            "sandbox's filter forbids",
-            status.returncode,
-        )
+        return Death(Cause.SYSCALL, _FORBIDDEN, code)
+    if refused and status.signal in _FAULTS and (whose := _pids_cap(caps, user or Caps())):
+        return Death(Cause.PIDS, _out_of_pids(status, whose, refused), code)
     return Death(
         Cause.CRASHED,
         f"the kernel was {status.describe()}: native code in the notebook crashed, or the "
         "notebook killed it",
-        status.returncode,
+        code,
     )
 
 
@@ -100,6 +127,49 @@ def of_supervisor(status: ExitStatus) -> Death:
     if status.signal in _ABORTED:
         sentence += ", as when what passes through it needs more memory than it may use"
     return Death(Cause.LOST, f"{sentence}; the kernel ended with it", status.returncode)
+
+
+#: Which one it was Linux tells nobody but its own log, and who may read that.
+_FORBIDDEN: Final = (
+    "the kernel was killed by SIGSYS: it made a system call in the way of another architecture "
+    "(32-bit, or x32), which the sandbox's filter forbids, or it sent itself that signal; if it "
+    "was a call, the host's log has its number: as root, journalctl -k --grep sig=31"
+)
+
+
+def out_of_time(up: TimeUp) -> str:
+    """The sentence for a kernel that was ended by a time cap."""
+    cap = f"{up.cap.value} of {human_time(up.seconds)}"
+    match up.cap:
+        case TimeCap.CELL:
+            end = (
+                f"did not end within {human_time(up.grace)} of an interrupt"
+                if up.grace
+                else "its kernel did not outlive the interrupt"
+            )
+            return (
+                f"the cell ran longer than its {cap} and {end}; split its work or ask for a "
+                "longer time"
+            )
+        case TimeCap.LIFETIME:
+            return f"the kernel has reached its {cap}; start it anew to go on"
+        case TimeCap.IDLE:
+            return f"the kernel was not used for its {cap}; start it anew to go on"
+
+
+def _pids_cap(caps: Caps, user: Caps) -> str:
+    """Empty if there is none. Before Linux 6.11 nothing tells which of two it was."""
+    own = f"its cap of {caps.pids}" if caps.pids is not None else ""
+    both = f"the cap of {user.pids} for all kernels of this user" if user.pids is not None else ""
+    return " or ".join(filter(None, (own, both)))
+
+
+def _out_of_pids(status: ExitStatus, cap: str, refused: int) -> str:
+    what = "a process or thread was" if refused == 1 else f"{refused} processes or threads were"
+    return (
+        f"the kernel was {status.describe()} in a cell in which {what} refused for {cap}, and "
+        "native code often does not survive that; start fewer at once or ask for a larger cap"
+    )
 
 
 def _out_of_memory(
@@ -153,3 +223,12 @@ def human_size(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f} {name}".replace(".0 ", " ")
     return f"{size} B"
+
+
+def human_time(seconds: float) -> str:
+    """``90 seconds``, ``1 minute``, ``1.5 hours`` …: the largest unit that shows it exactly."""
+    for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        count = round(seconds / unit, 1)
+        if count >= 1 and count * unit == seconds:
+            return f"{count:g} {name}{'' if count == 1 else 's'}"
+    return f"{seconds:g} second{'' if seconds == 1 else 's'}"

@@ -189,7 +189,7 @@ def _tell(child: _Child, status: process.ExitStatus) -> None:
     if status.signal is not None:
         death = of_supervisor(status)
         with contextlib.suppress(OSError):  # the client is gone, or what is unread fills the socket
-            word = Exited(death.returncode, death.sentence).to_message()
+            word = Exited(death.returncode, death.sentence, death.cause.value).to_message()
             messages.send(child.lifeline, word, flags=socket.MSG_DONTWAIT)
 
 

@@ -79,7 +79,7 @@ def number(minimum: float, maximum: float) -> Callable[[str, object], float]:
     """A parser of numbers, whole or not; never NaN."""
 
     def parse(key: str, value: object) -> float:
-        allowed = f"a number from {minimum:g} to {maximum:g}"
+        allowed = f"a number from {minimum:.15g} to {maximum:.15g}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SpecError(key, value, allowed)
         if not (minimum <= value <= maximum) or not math.isfinite(value):

@@ -26,7 +26,7 @@ from .engine.cgroups import CgroupUsage, usage_from_dict, usage_to_dict
 from .errors import ProtocolError, SandboxError, from_dict
 from .spec import SandboxSpec, spec_from_dict
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class LaunchRequest:
     waits: bool = False
     """It is for the pool: the sandbox waits for a :class:`Bind`. The connection's key is nobody's,
     and ``connection_file`` only says in which folder that of the client will be."""
+    previous: Exited | None = None
+    """How the kernel ended in whose place this one is started, if nobody had asked for its end."""
 
     def to_message(self) -> dict[str, Any]:
         return {
@@ -88,6 +90,7 @@ class LaunchRequest:
             "arguments": list(self.arguments),
             "buses": list(self.buses),
             "waits": self.waits,
+            "previous": None if self.previous is None else self.previous.to_message(),
         }
 
     @classmethod
@@ -108,6 +111,7 @@ class LaunchRequest:
             arguments=tuple(str(a) for a in message["arguments"]),
             buses=tuple(str(b) for b in message["buses"]),
             waits=message["waits"] is True,
+            previous=None if (p := message["previous"]) is None else Exited.from_message(p),
         )
 
 
@@ -172,9 +176,24 @@ class Exited:
     """As ``subprocess`` has it: the exit status, or minus the signal."""
     reason: str
     """One sentence for a person."""
+    cause: str = ""
+    """The ``ename`` of the error that the notebook shows, such as ``MemoryCapExceeded``;
+    ``KernelKilled`` is an end that was asked for, and none of them one that is not known."""
 
     def to_message(self) -> dict[str, Any]:
-        return {"type": "exited", "returncode": self.returncode, "reason": self.reason}
+        return {
+            "type": "exited",
+            "returncode": self.returncode,
+            "reason": self.reason,
+            "cause": self.cause,
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Exited:
+        return cls(int(message["returncode"]), str(message["reason"]), str(message["cause"]))
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.reason}" if self.cause else self.reason
 
 
 @dataclass(frozen=True)
@@ -347,7 +366,7 @@ def parse_from_supervisor(message: Mapping[str, Any]) -> FromSupervisor:
             case "notice":
                 return Notice(str(message["text"]))
             case "exited":
-                return Exited(int(message["returncode"]), str(message["reason"]))
+                return Exited.from_message(message)
             case "done":
                 return Done(_request(message))
             case "refused":

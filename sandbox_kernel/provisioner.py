@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from traitlets.config.loader import Config, LazyConfigValue
 
 from . import rundir
 from .client import Launcher, Sandbox, launcher_command
+from .death import Cause
 from .engine.cgroups import CgroupUsage
 from .errors import (
     CgroupError,
@@ -135,6 +137,10 @@ class SandboxProvisioner(LocalProvisioner):
     hostname = _trait("host name inside")
     transport = _trait("how clients reach the kernel: 'ipc' or 'tcp'")
     start_timeout = _trait("seconds within which the kernel must have come up")
+    cell_timeout = _trait("seconds that one cell may run; then it is interrupted")
+    lifetime = _trait("seconds after which the kernel ends, whatever it does")
+    idle_timeout = _trait("seconds without use after which the kernel ends")
+    time_grace = _trait("seconds that a time cap gives to who was interrupted, before the kill")
     zygote = _trait("false: start each kernel as a new program, not as a fork of the launcher")
     preload = _trait("modules that are imported once for all kernels, such as ['numpy']")
     pool = _trait("sandboxes that wait for the next starts in the same folder")
@@ -164,6 +170,8 @@ class SandboxProvisioner(LocalProvisioner):
         self.directory: Path | None = None
         self.exit: Exited | None = None
         """How the last kernel ended, if one has."""
+        self._shutdown_asked = False
+        """Of the kernel that runs: its own end would be no news."""
         self._arguments: list[str] = []
         self._pooled: Waiting | None = None
         """Taken, and not used yet."""
@@ -223,8 +231,9 @@ class SandboxProvisioner(LocalProvisioner):
         """
         self.cwd = kwargs.get("cwd") or os.getcwd()
         request = self._request(kwargs, dict(self.connection_info))
+        request = dataclasses.replace(request, previous=self._unasked_end())
         command = self._command(cmd[0])
-        self.exit = None
+        self.exit, self._shutdown_asked = None, False
         try:
             started = await self._launch(request, command)
         except BaseException as error:
@@ -235,7 +244,8 @@ class SandboxProvisioner(LocalProvisioner):
         for warning in (*started.warnings, *_exposed(request.connection)):
             self.log.warning("%s", warning)
         if self.spec.pool and self.spec.transport is Transport.IPC:
-            self._pool.fill_later(request, command, self.log.warning)
+            plain = dataclasses.replace(request, previous=None)
+            self._pool.fill_later(plain, command, self.log.warning)
         self.pid = started.supervisor_pid
         ports = {n: p for n, p in started.connection.items() if n.endswith("_port")}
         self.connection_info.update(ports)  # type: ignore[typeddict-item]
@@ -253,6 +263,12 @@ class SandboxProvisioner(LocalProvisioner):
             connection_file=km.connection_file or f"{tempfile.gettempdir()}/kernel.json",
             arguments=self._arguments,
         )
+
+    def _unasked_end(self) -> Exited | None:
+        """How the last kernel ended, where nobody had asked for it: the next one says so."""
+        if self.exit is None or self._shutdown_asked or self.exit.cause == Cause.KILLED.value:
+            return None
+        return self.exit
 
     def _command(self, python: str) -> tuple[str, ...]:
         return self._launcher_command or launcher_command(python, self.spec.preload)
@@ -351,7 +367,8 @@ class SandboxProvisioner(LocalProvisioner):
                 self.log.info("kernel %s: %s", self.kernel_id, message.text)
             elif isinstance(message, Exited):
                 self.exit = message
-                self.log.info("kernel %s: %s", self.kernel_id, message.reason)
+                log = self.log.warning if self._unasked_end() else self.log.info
+                log("kernel %s: %s", self.kernel_id, message)
             elif isinstance(message, (Done, Refused, Usage)):
                 self._answered(message)
 
@@ -399,6 +416,7 @@ class SandboxProvisioner(LocalProvisioner):
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """Called after the kernel was asked to end: one that is paused runs on to hear of it."""
+        self._shutdown_asked = True
         await super().shutdown_requested(restart=restart)
         self._release()
 

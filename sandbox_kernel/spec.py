@@ -71,6 +71,8 @@ __all__ = [
     "SHARED_TARGETS",
     "SPEC_VERSION",
     "SYSTEM_TARGETS",
+    "TIME_MAXIMUM",
+    "TIME_MINIMUM",
     "Caps",
     "Change",
     "Identity",
@@ -95,6 +97,9 @@ __all__ = [
 ]
 
 SPEC_VERSION: Final = 1
+#: Seconds that a cell or a kernel may be given: from one to a year.
+TIME_MINIMUM: Final = 1.0
+TIME_MAXIMUM: Final = 365 * 86400.0
 #: Sandboxes that one server may have waiting.
 POOL_MAXIMUM: Final = 32
 
@@ -199,6 +204,14 @@ class SandboxSpec:
     transport: Transport = Transport.IPC
     start_timeout: float = 30.0
     """Seconds from the request until the kernel must have bound its channels."""
+    cell_timeout: float | None = None
+    """Seconds that one cell may run before it is interrupted."""
+    lifetime: float | None = None
+    """Seconds after which the kernel ends, whatever it does."""
+    idle_timeout: float | None = None
+    """Seconds without use after which it ends."""
+    time_grace: float = 10.0
+    """Seconds that who was interrupted or terminated by one of these has before it is killed."""
     zygote: bool = True
     """Fork the kernel from the launcher. If not, it is a new program: slower, with a memory layout
     and a hash seed of its own."""
@@ -395,6 +408,10 @@ _PARSERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "hostname": pattern(_HOSTNAME, "a host name of small letters, digits and '-', up to 63"),
     "transport": choice(Transport),
     "start_timeout": number(1.0, 600.0),
+    "cell_timeout": number(TIME_MINIMUM, TIME_MAXIMUM),
+    "lifetime": number(TIME_MINIMUM, TIME_MAXIMUM),
+    "idle_timeout": number(TIME_MINIMUM, TIME_MAXIMUM),
+    "time_grace": number(0.1, 3600.0),
     "zygote": boolean,
     "preload": list_of(pattern(_MODULE, "the name of a module"), "a list of names of modules"),
     "pool": integer(0, POOL_MAXIMUM),

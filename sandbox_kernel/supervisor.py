@@ -43,6 +43,7 @@ from .channels import (
 )
 from .console import Console
 from .control import Control
+from .deadlines import Act, Deadlines
 from .death import Cause, Death
 from .engine import cgroups, container, idmap, landlock, process, rootfs
 from .engine.cgroups import KernelCgroup
@@ -70,12 +71,15 @@ from .protocol import (
     Answer,
     Ask,
     Bind,
+    Done,
     Exited,
     Failed,
     FromClient,
     Kill,
     LaunchRequest,
+    Pause,
     Refused,
+    Resume,
     Signal,
     Started,
 )
@@ -88,6 +92,10 @@ _BINDING_MAXIMUM: Final = 512 * 1024
 _FIRST_PORT: Final = 61_001
 #: Seconds that what the kernel still said may take to pass, once it is gone.
 _DRAIN_TIMEOUT: Final = 1.0
+#: Seconds for which who is told of a death may ask something more, and again after each time; and
+#: at most.
+_AFTERWARDS: Final = 1.0
+_AFTERWARDS_MAXIMUM: Final = 5.0
 
 
 class State(enum.Enum):
@@ -144,7 +152,7 @@ def run(sock: socket.socket, leftovers: Leftovers, shared: Shared) -> int:
             if request.waits and (path := supervisor.request.connection_file):
                 connection_file = FileId.of(path)
             death = supervisor.serve()
-        last: Failed | Exited = Exited(death.returncode, death.sentence)
+        last: Failed | Exited = Exited(death.returncode, death.sentence, death.cause.value)
     except SandboxError as error:
         last = Failed(error)
     except Exception as error:
@@ -274,6 +282,8 @@ def _build(
         meter=meter, journal=journal,
     )  # fmt: skip
     stack.callback(proxy.close)
+    if request.previous is not None:
+        proxy.announce(f"this is a new kernel; the one before it ended: {request.previous}")
     for warning in cgroup.warnings:
         proxy.announce(warning)
     return Supervisor(
@@ -425,6 +435,10 @@ class Supervisor:
         self.console = console
         self.proxy = proxy
         self.control = Control(cgroup, events, proxy, meter)
+        self.deadlines: Deadlines | None = None
+        """From the moment on when the kernel runs."""
+        self.cell: int | None = None
+        proxy.before_cell(events.cell_begins)
         self.front_ends = front_ends
         self.bound = bound
         self.state = State.STARTING
@@ -471,6 +485,8 @@ class Supervisor:
                 self.box.kill()
                 self.proxy.fail_pending("AuditLogFailed", error.message, [error.message])
                 raise
+            if self.deadlines is not None:
+                self._look_at_cell(self.deadlines)
         return self._end()
 
     def _timeout_ms(self) -> int | None:
@@ -480,7 +496,28 @@ class Supervisor:
             timeouts.append(_milliseconds(max(self.deadline - time.monotonic(), 0)))
         else:
             timeouts += [self.proxy.timeout_ms(), _milliseconds(self.events.timeout())]
+        if self.deadlines is not None:
+            timeouts.append(_milliseconds(self.deadlines.timeout()))
         return min((t for t in timeouts if t is not None), default=None)
+
+    def _look_at_cell(self, deadlines: Deadlines) -> None:
+        """Which one runs, and whether its time is up, or the kernel's."""
+        before, self.cell = self.cell, self.proxy.cell
+        if None not in (before, self.cell) and self.cell != before:  # one that was queued
+            self.events.cell_begins()
+        deadlines.see(self.cell, self.proxy.uses)
+        while (due := deadlines.due()) is not None:
+            self.lifeline.notice(due.text)
+            if due.act is not Act.KILL:  # of which the error tells more
+                self.proxy.tell(due.text)
+            match due.act:
+                case Act.INTERRUPT:
+                    self.box.signal(signal.SIGINT)
+                case Act.TERMINATE:
+                    self.box.signal(signal.SIGTERM)
+                case Act.KILL:
+                    self.box.kill()
+                    self.control.release()
 
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(KeyError):
@@ -518,7 +555,13 @@ class Supervisor:
         elif self.state is State.STARTING:
             error = ControlError("there is no kernel yet", cause="it is starting")
         else:
-            return self.control.obey(order)
+            answer = self.control.obey(order)
+            if isinstance(answer, Done) and self.deadlines is not None:
+                if isinstance(order, Pause):
+                    self.deadlines.pause()
+                elif isinstance(order, Resume):
+                    self.deadlines.resume()
+            return answer
         return Refused(order.request, error)
 
     def _client_is_gone(self) -> None:
@@ -587,6 +630,9 @@ class Supervisor:
         self.state = State.RUNNING
         if self.journal is not None:
             self.journal.started()
+        last = self.request.previous
+        again = last is not None and last.cause == Cause.TIME.value
+        self.deadlines = Deadlines(self.request.spec, wait_for_use=again)
         if self.request.waits:
             return  # the client knows since it has bound it
         if not self.lifeline.say(_started(self.box, self.front_ends, self.cgroup)):
@@ -597,7 +643,9 @@ class Supervisor:
         return KernelStartError("the kernel did not come up inside the sandbox", cause=cause)
 
     def _death(self) -> Death:
-        return self.events.death(self.status, on_order=self.on_order or self._ended_as_asked())
+        time_up = self.deadlines.blame(self.status) if self.deadlines is not None else None
+        on_order = self.on_order or self._ended_as_asked()
+        return self.events.death(self.status, on_order=on_order, time_up=time_up)
 
     def _ended_as_asked(self) -> bool:
         """By a signal that the client sent, but for the one that means: interrupt the cell."""
@@ -610,11 +658,31 @@ class Supervisor:
         if not self.on_order:
             self._drain()
         if death.cause is not Cause.KILLED:
+            somebody_waits = self.proxy.cell is not None
             self.proxy.fail_pending(death.cause.value, death.sentence, death.traceback())
+            if somebody_waits:
+                self._answer_afterwards()
         self.proxy.finish_accounts()
         if self.journal is not None:
             self.journal.ended(death.cause.value, death.sentence, death.returncode)
         return death
+
+    def _answer_afterwards(self) -> None:
+        """Clients do not stop at once: papermill asks who the kernel is before it raises the error
+        of a cell, graders run all other cells. Each is answered with why the kernel ended.
+        """
+        for fd in self.actions.keys() - {self.lifeline.fileno()}:
+            self._forget(fd)
+        now, uses = time.monotonic(), self.proxy.uses
+        deadline, latest = now + _AFTERWARDS, now + _AFTERWARDS_MAXIMUM
+        while not self.on_order and (left := deadline - time.monotonic()) > 0:
+            timeouts = (_milliseconds(left), self.proxy.timeout_ms())
+            events = dict(self.poller.poll(min(t for t in timeouts if t is not None)))
+            if self.lifeline.fileno() in events:
+                self._from_client()
+            self.proxy.dispatch(events)
+            if self.proxy.uses != uses:
+                uses, deadline = self.proxy.uses, min(time.monotonic() + _AFTERWARDS, latest)
 
     def _drain(self) -> None:
         """What the kernel said before it ended still passes, for a bounded time."""

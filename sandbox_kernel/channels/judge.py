@@ -9,7 +9,7 @@ and against a hostile kernel, which has the key, it would prove nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import ProtocolError
@@ -36,6 +36,8 @@ from .report import Report
 _HEARTBEAT_FRAMES: Final = 8
 _HEARTBEAT_BYTES: Final = 1024
 _ANSWERED: Final = (Channel.SHELL, Channel.CONTROL)
+#: What front ends ask by themselves, when they connect or are shown again.
+_UNASKED: Final = frozenset({"kernel_info_request", "comm_info_request"})
 
 
 class Judge:
@@ -61,6 +63,10 @@ class Judge:
         self._heartbeat = heartbeat
         self._report = report
         self._questions = 0
+        self.uses = 0
+        """Requests and other messages of clients that somebody's doing is behind."""
+        self.before_cell: Callable[[], None] = lambda: None
+        """Set by the proxy's owner: called before a cell reaches a kernel that runs none."""
         self.crowded = False
         """Set by the proxy: libzmq holds so much for clients that it gets nothing large."""
 
@@ -80,6 +86,10 @@ class Judge:
             usage = header.msg_type == "usage_request" and channel is Channel.CONTROL
             if usage and self._answers.usage(message.identities, message.header):
                 return False
+            if header.msg_type not in _UNASKED:
+                self.uses += 1
+            if header.msg_type == "execute_request" and self._pending.cell is None:
+                self.before_cell()
             if is_request(header.msg_type) and not self._pending.add(
                 channel, message.identities, header, message.header
             ):

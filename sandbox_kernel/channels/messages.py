@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import platform
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,16 @@ from .limits import MessageLimits
 DELIMITER: Final = b"<IDS|MSG>"
 PROTOCOL_VERSION: Final = "5.4"
 NO_PARENT: Final = b"{}"
+#: What a notebook is saved with if the last that its client asked was who the kernel is.
+_PYTHON: Final = {
+    "name": "python",
+    "version": platform.python_version(),
+    "mimetype": "text/x-python",
+    "file_extension": ".py",
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "pygments_lexer": "ipython3",
+    "nbconvert_exporter": "python",
+}
 #: Identities before the delimiter: one hop is one, a topic is one.
 _MAX_IDENTITIES: Final = 8
 #: Characters of an id or a type. Jupyter's own have up to 80.
@@ -250,7 +261,7 @@ class Composer:
                 "protocol_version": PROTOCOL_VERSION,
                 "implementation": "sandbox-kernel",
                 "implementation_version": "",
-                "language_info": {"name": "", "version": "", "mimetype": "", "file_extension": ""},
+                "language_info": _PYTHON,
                 "banner": failure.evalue,
                 "help_links": [],
             }

@@ -44,6 +44,8 @@ class PendingTable:
         self._capacity = capacity
         self._requests: dict[_Key, Request] = {}
         self._by_id: dict[str, Request] = {}
+        self._cells: dict[int, Request] = {}
+        """Those that are not over, by number."""
         self._arrived = 0
 
     def __len__(self) -> int:
@@ -63,8 +65,12 @@ class PendingTable:
         full = len(self._requests) >= self._capacity
         if full:
             self.remove(next(iter(self._requests.values())))
+        if (again := self._requests.get(_key(request))) is not None:
+            self._cells.pop(again.number, None)
         self._requests[_key(request)] = request
         self._by_id[request.msg_id] = request
+        if request.msg_type == "execute_request":
+            self._cells[request.number] = request
         return not full
 
     def answered(
@@ -91,12 +97,18 @@ class PendingTable:
     def remove(self, request: Request) -> None:
         """It is finished, or forgotten."""
         self._requests.pop(_key(request), None)
+        self._cells.pop(request.number, None)
         if self._by_id.get(request.msg_id) is request:
             del self._by_id[request.msg_id]
 
     def _remove_if_over(self, request: Request) -> None:
         if request.over:
             self.remove(request)
+
+    @property
+    def cell(self) -> int | None:
+        """The number of the oldest cell without a reply."""
+        return next((n for n, cell in self._cells.items() if not cell.replied), None)
 
     def executing(self) -> Request | None:
         """The cell that runs: the busy one, else the oldest that was not answered."""

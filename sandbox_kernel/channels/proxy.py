@@ -232,6 +232,26 @@ class Proxy:
         """Tell the user in the notebook: a line on the standard error of the next cell."""
         self._announcements.add(text)
 
+    def tell(self, text: str) -> None:
+        """The same beside the cell that runs, where one does."""
+        if not self._answers.tell(text):
+            self._announcements.add(text)
+
+    def before_cell(self, call: Callable[[], None]) -> None:
+        """Have this called before a cell reaches a kernel that runs none. It takes no time."""
+        self._judge.before_cell = call
+
+    @property
+    def cell(self) -> int | None:
+        """The number of the cell that runs: the oldest that a client asked for and has no reply."""
+        return self._pending.cell
+
+    @property
+    def uses(self) -> int:
+        """How often clients have asked the kernel for something; what they ask by themselves, such
+        as who it is, does not count."""
+        return self._judge.uses
+
     def pause(self) -> None:
         """The kernel is about to be stopped on order: heartbeats are answered here from now on.
 

@@ -54,7 +54,7 @@ def test_past_the_memory_cap(here: Ground) -> None:
         assert found, cell.evalue
         assert 250 <= float(found[1]) <= 256
         assert cell.reply["ename"] == "MemoryCapExceeded"
-        assert end_of(km) == Exited(-9, cell.evalue)
+        assert end_of(km) == Exited(-9, cell.evalue, "MemoryCapExceeded")
         assert value(sibling, "len(kept)") == 64 * MIB
 
 

@@ -578,7 +578,7 @@ def test_the_end_is_told_to_a_client_that_is_behind(here: Ground) -> None:
         cell = finish(client, client.execute("import os; os._exit(3)"))
         assert cell.ename == "KernelExited"
         assert wait_for_end([supervisor], PATIENCE) == []
-        assert end_of(km) == Exited(3, cell.evalue)
+        assert end_of(km) == Exited(3, cell.evalue, "KernelExited")
         assert "exited by itself with status 3" in cell.evalue
 
 

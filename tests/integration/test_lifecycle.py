@@ -136,7 +136,7 @@ def test_shutdown_of_a_kernel_that_does_not_listen(stopped: bool, here: Ground) 
         km.shutdown_kernel()
         assert wait_for_end(inside) == []
         exit_ = provisioner_of(km).exit
-        assert exit_ == Exited(-9, "the kernel was ended as asked")
+        assert exit_ == Exited(-9, "the kernel was ended as asked", "KernelKilled")
 
 
 def test_a_kernel_can_be_killed_while_it_starts(here: Ground) -> None:
@@ -191,9 +191,16 @@ def test_autorestart(here: Ground) -> None:
                 while provisioner_of(km).sandbox in (None, first) or not await km.is_alive():
                     await asyncio.sleep(0.01)  # the callback comes before the restart
                 client.stop_channels()
-            client = await ready_client(km)
-            reply = await client.execute_interactive("6 * 7", timeout=TIMEOUT)
+            client, shown = await ready_client(km), list[dict[str, Any]]()
+            reply = await client.execute_interactive(
+                "6 * 7", timeout=TIMEOUT, output_hook=shown.append
+            )
             assert reply["content"]["status"] == "ok"
+            first = next(m["content"]["text"] for m in shown if m["msg_type"] == "stream")
+            why = "KernelExited: the kernel exited by itself with status 4"
+            assert first.startswith(
+                f"[sandbox] this is a new kernel; the one before it ended: {why}"
+            )
             client.stop_channels()
         finally:
             await km.shutdown_kernel(now=True)
@@ -312,7 +319,7 @@ def test_a_death_finishes_the_running_cell_before_the_server_knows(
         assert ended.reply["ename"] == ename
         assert ended.reply["evalue"] == ended.evalue
         assert finish(client, waiting).status == "error"
-        assert end == Exited(returncode, ended.evalue)
+        assert end == Exited(returncode, ended.evalue, ename)
     here.assert_clean("by a dead kernel")
 
 

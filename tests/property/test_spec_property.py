@@ -280,6 +280,8 @@ VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
     "hostname": st.from_regex("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
     "transport": st.sampled_from(["ipc", "tcp"]),
     "start_timeout": st.floats(1, 600) | st.integers(1, 600),
+    **{key: st.floats(1, 3e7) for key in ("cell_timeout", "lifetime", "idle_timeout")},
+    "time_grace": st.floats(0.1, 3600),
     "zygote": st.just(True),
     "preload": st.lists(st.sampled_from(["numpy", "pandas.core"]), max_size=2),
     "pool": st.integers(0, 32),

@@ -184,6 +184,7 @@ def test_an_info_reply_has_what_clients_read_unseen() -> None:
     _, reply = read_by_jupyter(composer.error_reply("kernel_info_request", FAILURE, b"{}", ()))
     assert reply["content"]["protocol_version"].split(".")[0] == "5"
     assert reply["content"]["status"] == "error"
+    assert reply["content"]["language_info"]["name"] == "python"  # a notebook is saved with it
 
 
 def test_a_welcome_has_its_topic_and_no_parent() -> None:

@@ -95,3 +95,36 @@ def test_the_log_has_a_line_a_reason_and_interval() -> None:
     report("one")
     assert lines[2:] == ["one (1000 times)"]
     assert report.counts == {"one": 1001, "other": 1}
+
+
+def test_the_cell_that_runs_is_the_oldest_without_a_reply() -> None:
+    table = PendingTable(10)
+    assert table.cell is None
+    add(table, "asked before", "kernel_info_request")
+    assert table.cell is None
+    for msg_id in "abc":
+        add(table, msg_id)
+    table.status("b", "busy")  # whatever the kernel says of another
+    numbers = {request.msg_id: request.number for request in table}
+    assert table.cell == numbers["a"]
+    answer(table, "b")
+    assert table.cell == numbers["a"]
+    answer(table, "a")
+    assert table.cell == numbers["c"]
+    (c,) = [request for request in table if request.msg_id == "c"]
+    c.replied = True  # as when the proxy answers in the kernel's stead
+    assert table.cell is None
+
+
+def test_a_cell_that_is_asked_for_twice_or_forgotten_does_not_run_for_ever() -> None:
+    table = PendingTable(2)
+    add(table, "twice")
+    add(table, "twice")
+    answer(table, "twice")
+    assert table.cell is None
+    table.status("twice", "idle")
+    add(table, "forgotten")
+    first = table.cell
+    add(table, "b", "kernel_info_request")
+    add(table, "c", "kernel_info_request")
+    assert first is not None and table.cell is None

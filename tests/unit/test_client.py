@@ -18,7 +18,7 @@ from sandbox_kernel.errors import KernelStartError, MountError
 from sandbox_kernel.protocol import Accepted, Exited, Failed, Kill, Notice, Signal, Started
 
 STARTED = Started(7, 8, {"shell_port": 5}, ("warning",))
-LOST = Exited(-9, "the supervisor of the sandbox was killed")
+LOST = Exited(-9, "the supervisor of the sandbox was killed", "SandboxLost")
 
 
 class Supervised:
@@ -135,7 +135,7 @@ def test_a_failure_of_a_kernel_that_ran_is_its_end(supervised: Supervised) -> No
     supervised.say(STARTED)
     supervised.say(Failed(MountError("fact")))
     supervised.sandbox.take()
-    assert supervised.sandbox.take() == Exited(1, "fact")
+    assert supervised.sandbox.take() == Exited(1, "fact", "SandboxLost")
 
 
 @pytest.mark.parametrize("unread", [False, True])

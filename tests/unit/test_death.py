@@ -6,7 +6,17 @@ import signal
 
 import pytest
 
-from sandbox_kernel.death import Cause, Death, explain, human_size, of_supervisor, tell
+from sandbox_kernel.death import (
+    Cause,
+    Death,
+    TimeCap,
+    TimeUp,
+    explain,
+    human_size,
+    human_time,
+    of_supervisor,
+    tell,
+)
 from sandbox_kernel.engine.cgroups import CgroupEvents, CgroupUsage
 from sandbox_kernel.engine.process import ExitStatus
 from sandbox_kernel.spec import GIB, MIB, Caps
@@ -228,3 +238,87 @@ def test_every_death_is_one_lower_case_sentence(
 )
 def test_sizes_for_people(size: int, text: str) -> None:
     assert human_size(size) == text
+
+
+# -- processes and threads, time ---------------------------------------------------------------
+
+PIDS = Caps(pids=64)
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS])
+@pytest.mark.parametrize(
+    ("caps", "user", "refused", "words"),
+    [
+        (PIDS, NO_CAPS, 1, "a process or thread was refused for its cap of 64, and"),
+        (PIDS, NO_CAPS, 3, "3 processes or threads were refused for its cap of 64, and"),
+        (NO_CAPS, Caps(pids=200), 1, "refused for the cap of 200 for all kernels of this user, "),
+        (PIDS, Caps(pids=200), 1, "its cap of 64 or the cap of 200 for all kernels of this user, "),
+    ],
+)
+def test_a_crash_in_a_cell_to_which_a_thread_was_refused(
+    number: int, caps: Caps, user: Caps, refused: int, words: str
+) -> None:
+    end = explain(
+        ExitStatus(signal=number), caps, CgroupEvents(), CgroupUsage(),
+        on_order=False, user=user, refused=refused,
+    )  # fmt: skip
+    assert (end.cause, end.returncode) == (Cause.PIDS, -number)
+    assert words in end.sentence
+    assert end.sentence.endswith("; start fewer at once or ask for a larger cap")
+
+
+@pytest.mark.parametrize("status", [KILLED, ExitStatus(code=1), ExitStatus(signal=signal.SIGSYS)])
+def test_who_did_not_crash_did_not_die_of_a_thread_that_was_refused(status: ExitStatus) -> None:
+    end = explain(status, PIDS, CgroupEvents(), CgroupUsage(), on_order=False, refused=9)
+    assert end.cause is not Cause.PIDS
+
+
+def test_without_a_refusal_a_crash_is_a_crash() -> None:
+    end = explain(ExitStatus(signal=6), PIDS, CgroupEvents(), CgroupUsage(), on_order=False)
+    assert end.cause is Cause.CRASHED
+
+
+@pytest.mark.parametrize(
+    ("up", "sentence"),
+    [
+        (
+            TimeUp(TimeCap.CELL, 90, 10),
+            "the cell ran longer than its cell_timeout of 1.5 minutes and did not end within 10 "
+            "seconds of an interrupt; split its work or ask for a longer time",
+        ),
+        (
+            TimeUp(TimeCap.CELL, 3600),
+            "the cell ran longer than its cell_timeout of 1 hour and its kernel did not outlive "
+            "the interrupt; split its work or ask for a longer time",
+        ),
+        (
+            TimeUp(TimeCap.LIFETIME, 86400, 10),
+            "the kernel has reached its lifetime of 1 day; start it anew to go on",
+        ),
+        (
+            TimeUp(TimeCap.IDLE, 7200),
+            "the kernel was not used for its idle_timeout of 2 hours; start it anew to go on",
+        ),
+    ],
+)
+def test_a_time_cap_is_told_with_its_key_and_its_length(up: TimeUp, sentence: str) -> None:
+    end = explain(KILLED, CAPS, CgroupEvents(oom_kill=1), CgroupUsage(), on_order=False, time_up=up)
+    assert end == Death(Cause.TIME, sentence, -9)
+
+
+def test_who_asks_for_the_end_of_a_kernel_whose_time_is_up_gets_what_he_asked_for() -> None:
+    up = TimeUp(TimeCap.IDLE, 60)
+    end = explain(KILLED, CAPS, CgroupEvents(), CgroupUsage(), on_order=True, time_up=up)
+    assert end.cause is Cause.KILLED
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1, "1 second"), (0.5, "0.5 seconds"), (59, "59 seconds"), (60, "1 minute"),
+        (61, "61 seconds"), (90, "1.5 minutes"), (3600, "1 hour"), (5400, "1.5 hours"),
+        (86400, "1 day"), (86401, "86401 seconds"), (0.1, "0.1 seconds"),
+    ],
+)  # fmt: skip
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text

@@ -42,7 +42,9 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"shell"}),
     frozenset({"application"}),
     frozenset({"kernel"}),
-    frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
+    frozenset(
+        {"lifeline", "hostpaths", "capevents", "deadlines", "lockdown", "observe", "beneath"}
+    ),
     frozenset({"meter"}),
     frozenset({"control", "waiting"}),
     frozenset({"supervisor"}),

@@ -49,6 +49,7 @@ REQUEST: Final = LaunchRequest(
     connection_file="/run/kernel.json",
     arguments=("--IPKernelApp.matplotlib=inline",),
     buses=("unix:path=/run/user/1000/bus",),
+    previous=Exited(-9, "the kernel reached its memory cap", "MemoryCapExceeded"),
 )
 STARTED: Final = Started(10, 11, CONNECTION, ("no swap cap",), 5)
 
@@ -79,6 +80,7 @@ def test_a_request_with_as_little_as_can_be() -> None:
         Notice("a line"),
         Exited(-9, "the kernel was ended as asked"),
         Exited(0, ""),
+        Exited(-9, "the kernel reached its memory cap", "MemoryCapExceeded"),
         Done(0),
         Done(2**63 - 1),
         Usage(7, CgroupUsage()),

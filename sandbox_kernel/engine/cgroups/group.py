@@ -29,6 +29,7 @@ from .interface import (
     Version,
     by_directory,
     could_not_be_made,
+    keyed,
 )
 from .limits import BACKENDS
 
@@ -80,6 +81,13 @@ class KernelCgroup:
         """A snapshot of the counters. Read it before :meth:`kill` and :meth:`remove`."""
         found = [BACKENDS[leaf.version].events(leaf, self.files) for leaf in self.leaves]
         return _merge(CgroupEvents(), found)
+
+    def refusals(self) -> int | None:
+        """Of :meth:`events` the forks and clones that were refused: one read of one file."""
+        for leaf in self.leaves:
+            if "pids" in leaf.controllers:
+                return keyed(self.files.read(leaf.path / "pids.events"), "max")
+        return None
 
     def update(self, caps: Caps, user: Caps | None = None, *, proc: Path = Path("/proc")) -> None:
         """Put these caps in force instead of those of the same keys; the others stay.
