@@ -252,7 +252,9 @@ def _build(
         deadline = time.monotonic() + spec.start_timeout
         if pressure >= 0:  # Linux takes its time to end a trigger
             threading.Thread(target=os.close, args=(pressure,), daemon=True).start()
-    proxy = Proxy(front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge)
+    proxy = Proxy(
+        front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge, output=spec.output
+    )
     stack.callback(proxy.close)
     for warning in cgroup.warnings:
         proxy.announce(warning)

@@ -25,6 +25,8 @@ class Request:
     number: int = 0
     """In order of arrival."""
     busy: bool = False
+    begun: bool = False
+    """The kernel was busy with it, now or before."""
     replied: bool = False
     idled: bool = False
     reply_at_risk: bool = False
@@ -84,9 +86,14 @@ class PendingTable:
         if request is None:
             return None
         request.busy = state == "busy"
+        request.begun = request.begun or request.busy
         request.idled = request.idled or state == "idle"
         self._remove_if_over(request)
         return request
+
+    def find(self, msg_id: str) -> Request | None:
+        """The request of this id that is not over."""
+        return self._by_id.get(msg_id)
 
     def remove(self, request: Request) -> None:
         """It is finished, or forgotten."""

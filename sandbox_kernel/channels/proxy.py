@@ -32,12 +32,14 @@ from typing import Final
 import zmq
 
 from ..errors import ChannelError, describe_errno
+from ..output import OutputCaps
 from . import wire
 from .announcements import Announcements
 from .answers import GIVEN_UP, Answers
 from .backends import BackEnds
 from .broadcast import Broadcast
 from .connection import Channel
+from .cutting import Cutting
 from .gauge import Gauge
 from .heartbeat import Heartbeat
 from .judge import Judge
@@ -60,7 +62,7 @@ class Proxy:
 
     ``back_ends`` are the proxy's from now on as well. The kernel has the clients' key, since
     messages pass unchanged. ``log`` gets a line now and then, never one with bytes from a message.
-    ``gauge`` is the proxy's from now on.
+    ``gauge`` is the proxy's from now on. ``output`` caps what the kernel may say on iopub.
 
     Raises:
         ChannelError: a socket could not be set up; ``front_ends`` is then closed.
@@ -74,12 +76,14 @@ class Proxy:
         limits: MessageLimits,
         log: Callable[[str], None],
         gauge: Gauge,
+        output: OutputCaps | None = None,
     ) -> None:
         self._front_ends = front_ends
         self._back_ends = back_ends
         self._limits = limits
         self._report = Report(log, limits.log_seconds)
         self._gauge = gauge
+        self._output = output or OutputCaps()
         self._crowded = False
         self._failure: Failure | None = None
         self._poller: zmq.Poller | None = None
@@ -145,7 +149,7 @@ class Proxy:
         )  # fmt: skip
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
-            self._pending, report,
+            self._pending, report, Cutting(self._output, self._broadcast, composer, report),
         )  # fmt: skip
         self._lanes = [
             Lane(

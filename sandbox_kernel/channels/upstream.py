@@ -16,6 +16,7 @@ import zmq
 
 from ..errors import ProtocolError
 from .broadcast import Broadcast
+from .cutting import Cutting
 from .junk import Junk
 from .limits import MessageLimits
 from .messages import (
@@ -26,8 +27,9 @@ from .messages import (
     parse_header,
     parse_object,
     parse_parent,
+    split,
 )
-from .pending import PendingTable
+from .pending import PendingTable, Request
 from .report import Report
 
 #: What a client waits for, or must not miss: kept when output is dropped.
@@ -48,6 +50,7 @@ class Upstream:
         limits: MessageLimits,
         pending: PendingTable,
         report: Report,
+        cutting: Cutting,
     ) -> None:
         self.socket = socket
         self._broadcast = broadcast
@@ -55,6 +58,7 @@ class Upstream:
         self._limits = limits
         self._pending = pending
         self._report = report
+        self._cutting = cutting
         self.junk = Junk(limits.junk_a_second)
 
     def pump(self) -> int:
@@ -98,8 +102,23 @@ class Upstream:
             if msg_type == "status":
                 self._status(frames, at)
                 return
+        if self._cutting.active and self._is_cut(frames, at):
+            return
         essential = self._broadcast.held and parse_header(raw, self._limits).msg_type in ESSENTIAL
         self._broadcast.send(frames, essential=essential, parent=self._parent(frames, at))
+
+    def _is_cut(self, frames: list[Frame], at: int) -> bool:
+        """Is it beyond a cap on output? Then what is to be published of it was."""
+        size = sum(map(len, frames))
+        if self._cutting.passes(size, essential=False):
+            return False
+        header = frames[at + 2].bytes
+        if parse_header(header, self._limits).msg_type in ESSENTIAL and self._cutting.passes(
+            size, essential=True
+        ):
+            return False
+        self._cutting.cut(split([frame.bytes for frame in frames]), size)
+        return True
 
     def _parent(self, frames: list[Frame], at: int) -> bytes:
         """Only needed where something may have to be dropped."""
@@ -116,9 +135,22 @@ class Upstream:
             raise ProtocolError("a wrong signature")
         parent = parse_parent(message.parent_header, self._limits)
         state = parse_object(message.content, self._limits).get("execution_state")
+        request = None if parent is None else self._pending.find(parent.msg_id)
+        awaited = request is not None and _is_news(request, state)
+        if self._cutting.active and not awaited:
+            size = sum(map(len, frames))
+            if not self._cutting.passes(size, essential=True):
+                return
+        if request is not None and awaited and request.msg_type == "execute_request":
+            (self._cutting.end if state == "idle" else self._cutting.begin)(request)
         self._broadcast.send(frames, essential=True, parent=message.parent_header)
         if parent is not None and isinstance(state, str):
             self._pending.status(parent.msg_id, state)
+
+
+def _is_news(request: Request, state: object) -> bool:
+    """The first busy, and the first idle, of a request: what a client waits for."""
+    return (state == "busy" and not request.begun) or (state == "idle" and not request.idled)
 
 
 def _delimiter(frames: list[Frame]) -> int:
