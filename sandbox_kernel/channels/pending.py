@@ -43,7 +43,7 @@ class PendingTable:
     """In order of arrival, bounded: beyond ``capacity`` the oldest is forgotten."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._requests: dict[_Key, Request] = {}
         self._by_id: dict[str, Request] = {}
         self._arrived = 0
@@ -62,7 +62,7 @@ class PendingTable:
         request = Request(
             channel, identities, raw, header.msg_id, header.msg_type, number=self._arrived
         )
-        full = len(self._requests) >= self._capacity
+        full = len(self._requests) >= self.capacity
         if full:
             self.remove(next(iter(self._requests.values())))
         self._requests[_key(request)] = request

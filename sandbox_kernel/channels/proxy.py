@@ -115,6 +115,8 @@ class Proxy:
             front.setsockopt(zmq.XPUB_VERBOSER, 1)
         else:
             front.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if channel in (Channel.SHELL, Channel.CONTROL):
+            front.sndhwm = self._limits.reply_hwm
         if channel is Channel.STDIN:
             front.sndhwm = self._limits.max_questions
         if info.curve_secretkey is not None and info.curve_publickey is not None:
@@ -150,6 +152,7 @@ class Proxy:
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
             self._pending, report, Cutting(self._output, self._broadcast, composer, report),
+            self._answers,
         )  # fmt: skip
         self._lanes = [
             Lane(
@@ -195,6 +198,7 @@ class Proxy:
             if events.get(monitor.socket):
                 self._look_at_link(channel, monitor)
         self._broadcast.flush()
+        self._answers.pay()
         if events.get(self._broadcast.socket):
             self._broadcast.take_subscriptions()
         if events.get(self._upstream.socket):
@@ -297,11 +301,13 @@ class Proxy:
         while self._broadcast.held and (left := deadline - time.monotonic()) > 0:
             select.select([self._broadcast.socket], [], [], min(left, 0.01))
             self._broadcast.flush()
+            self._answers.pay()
 
     def _look_at_memory(self) -> None:
         """See :class:`~.limits.MessageLimits`: hand out no more, or let go of what has no end."""
-        used = self._gauge.used(self._limits.crowded_bytes)
-        self._crowded = used > self._limits.crowded_bytes
+        queued = self._broadcast.queued  # it would keep itself from getting shorter
+        used = self._gauge.used(self._limits.crowded_bytes + queued)
+        self._crowded = used > self._limits.crowded_bytes + queued
         self._broadcast.crowded = self._judge.crowded = self._crowded
         if used <= self._limits.full_bytes:
             return

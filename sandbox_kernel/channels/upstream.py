@@ -15,6 +15,7 @@ from typing import Final
 import zmq
 
 from ..errors import ProtocolError
+from .answers import Answers
 from .broadcast import Broadcast
 from .cutting import Cutting
 from .junk import Junk
@@ -51,6 +52,7 @@ class Upstream:
         pending: PendingTable,
         report: Report,
         cutting: Cutting,
+        answers: Answers,
     ) -> None:
         self.socket = socket
         self._broadcast = broadcast
@@ -59,6 +61,7 @@ class Upstream:
         self._pending = pending
         self._report = report
         self._cutting = cutting
+        self._answers = answers
         self.junk = Junk(limits.junk_a_second)
 
     def pump(self) -> int:
@@ -143,8 +146,10 @@ class Upstream:
                 return
         if request is not None and awaited and request.msg_type == "execute_request":
             (self._cutting.end if state == "idle" else self._cutting.begin)(request)
-        self._broadcast.send(frames, essential=True, parent=message.parent_header)
-        if parent is not None and isinstance(state, str):
+        sent = self._broadcast.send(frames, essential=True, parent=message.parent_header)
+        if request is not None and awaited and state == "idle" and not sent:
+            self._answers.owe(request)
+        elif parent is not None and isinstance(state, str):
             self._pending.status(parent.msg_id, state)
 
 

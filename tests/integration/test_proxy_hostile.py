@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +28,7 @@ from integration.proxies import (
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.session import Session
 
-from sandbox_kernel.channels import Channel, ConnectionInfo
+from sandbox_kernel.channels import Channel, ConnectionInfo, MessageLimits
 
 KIB: Final = 1024
 MIB: Final = 1024**2
@@ -122,6 +124,14 @@ class Stand:
         self.kernel.finish(idents, request)
         assert reply_to(client, msg_id)["content"] == {"status": "ok"}
         published(client, msg_id)
+
+    def still_answers(self, client: BlockingKernelClient) -> None:
+        """As :meth:`still_works`, on the control channel, and for a client that reads no iopub."""
+        request = client.session.msg("usage_request", {})
+        client.control_channel.send(request)
+        idents, request = self.kernel.take(Channel.CONTROL)
+        self.kernel.raw(Channel.CONTROL, self.kernel.frames("usage_reply", {}, request, *idents))
+        reply_to(client, request["header"]["msg_id"], "control")
 
     def dropped(self) -> dict[str, int]:
         dropped: dict[str, int] = self.proxy.do("state")["dropped"]
@@ -397,6 +407,58 @@ def test_a_reader_that_sleeps_through_a_flood_still_sees_idle(stand: Stand) -> N
     told = [c["text"] for c in streams if c["name"] == "stderr"]
     assert sum(int(t.split()[1]) for t in told) == 4000 - len(numbers)
     assert messages[-1]["content"] == {"execution_state": "idle"}
+
+
+#: Seconds for which a client of the next test reads nothing, and messages that it gets meanwhile.
+_STALL = 10.0
+_CELLS = 2500
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "one of two"])
+def test_who_reads_nothing_for_ten_seconds_then_gets_every_reply_and_idle(
+    stand: Stand, another: bool
+) -> None:
+    """More of both than libzmq holds for a client by itself, and a flood of output between them."""
+    client = stand.client()
+    if another:
+        stand.client()
+    limits = MessageLimits()
+    asleep = time.monotonic()
+    before = _resident(stand)
+    asked: list[str] = []
+    for number in range(_CELLS):
+        asked.append(client.execute(str(number)))
+        idents, request = stand.kernel.take()
+        stand.kernel.status("busy", request)
+        stand.kernel.publish("stream", {"name": "stdout", "text": "x" * 50_000}, request)
+        stand.kernel.finish(idents, request)
+    stand.still_answers(client)
+    grown = _resident(stand) - before
+    assert grown < limits.crowded_bytes + limits.iopub_queue_bytes
+    if (left := asleep + _STALL - time.monotonic()) > 0:
+        assert not stand.kernel.sockets[Channel.SHELL].poll(left * 1000)  # nobody asks for anything
+    idle: list[str] = []
+    replies: list[str] = []
+    while len(idle) < _CELLS:
+        if not client.iopub_channel.socket.poll(5000):
+            st = stand.proxy.do("state")
+            print("DEBUG", st["dbg"], len(idle), st["pending"], st["dropped"], st["log"], grown)
+            if not client.iopub_channel.socket.poll(5000):
+                break
+        message = client.get_iopub_msg(timeout=TIMEOUT)
+        if message["content"].get("execution_state") == "idle":
+            idle.append(message["parent_header"]["msg_id"])
+    while len(replies) < _CELLS:
+        reply = client.get_shell_msg(timeout=TIMEOUT)
+        replies.append(reply["parent_header"]["msg_id"])
+    assert replies == asked
+    assert sorted(idle) == sorted(asked)  # those that found no room come later
+
+
+def _resident(stand: Stand) -> int:
+    """Bytes of memory of the proxy's process."""
+    pages = Path(f"/proc/{stand.proxy.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
 
 
 @pytest.mark.parametrize("limits", [{"stall_seconds": 3.0}], indirect=True)
