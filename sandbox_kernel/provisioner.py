@@ -130,6 +130,8 @@ class SandboxProvisioner(LocalProvisioner):
     run_size = _trait("size of /run in memory")
     overlay_size = _trait("size of what an overlay takes in writes")
     inodes = _trait("files in each file system in memory")
+    on_memory_pressure = _trait("memory near the cap: 'warn' in the cell, or 'interrupt' it too")
+    warn_throttled = _trait("share of a cell's time held back by cpus beyond which it says so")
     output_bytes_per_second = _trait("output of the kernel in bytes a second, such as '1M'")
     output_messages_per_second = _trait("messages of output a second")
     output_bytes_per_cell = _trait("output of one cell in bytes, such as '10M'")

@@ -76,6 +76,7 @@ __all__ = [
     "Change",
     "Identity",
     "IoLimit",
+    "MemoryPressure",
     "MissingCap",
     "Mount",
     "MountMode",
@@ -144,6 +145,15 @@ class MissingCap(enum.Enum):
     WARN = "warn"
 
 
+class MemoryPressure(enum.Enum):
+    """What happens to a cell when the memory of its kernel nears the cap."""
+
+    WARN = "warn"
+    """It says so."""
+    INTERRUPT = "interrupt"
+    """It says so and gets a KeyboardInterrupt, once a cell."""
+
+
 class Transport(enum.Enum):
     """How the client reaches the proxy."""
 
@@ -193,6 +203,9 @@ class SandboxSpec:
     rlimits: Table = NO_TABLE
     """Limits of each process by name, such as ``nofile``; they only lower what is there."""
     tmpfs: TmpfsLimits = field(default_factory=TmpfsLimits)
+    on_memory_pressure: MemoryPressure = MemoryPressure.WARN
+    warn_throttled: float = 0.5
+    """Share of a cell's time beyond which it says that the cap ``cpus`` held it back."""
     output: OutputCaps = field(default_factory=OutputCaps)
     network: NetworkPolicy = NetworkPolicy.NONE
     env_pass: tuple[str, ...] = ()
@@ -381,6 +394,8 @@ _PARSERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "run_size": size_of(MIB),
     "overlay_size": size_of(MIB),
     "inodes": integer(1000, 2**31 - 1),
+    "on_memory_pressure": choice(MemoryPressure),
+    "warn_throttled": number(0.01, 1.0),
     **OUTPUT_PARSERS,
     "network": choice(NetworkPolicy),
     "env_pass": list_of(

@@ -29,6 +29,7 @@ from typing import Any, Final
 import zmq
 
 from . import control, hostpaths, rundir
+from .beside import Beside
 from .binding import BOUND, Binding, Channels
 from .capevents import CapEvents
 from .channels import (
@@ -44,7 +45,7 @@ from .console import Console
 from .control import Control
 from .death import Cause, Death
 from .engine import cgroups, container, idmap, landlock, process, rootfs
-from .engine.cgroups import KernelCgroup
+from .engine.cgroups import KernelCgroup, MemoryAlarm
 from .engine.container import Container
 from .engine.init import InitPlan, Workload
 from .engine.network import Link
@@ -193,6 +194,8 @@ def _build(
     cgroup = _make_cgroup(stack, request, shared)
     events = CapEvents(cgroup, request.spec.caps, request.spec.user.caps)
     stack.callback(events.close)
+    alarm = MemoryAlarm(cgroup)
+    stack.callback(alarm.close)
     user_id = os.getuid()
     container.enter_boundary(ids)
     landlock.keep_signals_inside()
@@ -256,10 +259,22 @@ def _build(
         front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge, output=spec.output
     )
     stack.callback(proxy.close)
+    beside = Beside(spec, cgroup, events, alarm, proxy, box.signal)
+    proxy.watch_cells(beside)
     for warning in cgroup.warnings:
         proxy.announce(warning)
     return Supervisor(
-        request, lifeline, cgroup, events, box, console, proxy, front_ends, pipes.bound, deadline
+        request,
+        lifeline,
+        cgroup,
+        events,
+        box,
+        console,
+        proxy,
+        front_ends,
+        pipes.bound,
+        deadline,
+        beside,
     )
 
 
@@ -384,6 +399,7 @@ class Supervisor:
         front_ends: FrontEnds,
         bound: int,
         deadline: float,
+        beside: Beside,
     ) -> None:
         self.request = request
         self.lifeline = lifeline
@@ -410,6 +426,7 @@ class Supervisor:
             console.read_end: self._from_console,
             bound: self._kernel_bound,
             events.fileno(): self._from_cgroup,
+            beside.fileno(): beside.look,
         }
         for fd in self.actions:
             self.poller.register(fd, zmq.POLLIN)

@@ -50,7 +50,7 @@ from .messages import Composer, Failure, Signer
 from .monitoring import LinkMonitor
 from .pending import PendingTable
 from .report import Report
-from .upstream import Upstream
+from .upstream import Cells, Upstream
 
 _LANES: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN, Channel.HB)
 
@@ -223,6 +223,14 @@ class Proxy:
         timeouts = [self._broadcast.timeout_ms(), self._upstream.junk.timeout_ms()]
         timeouts += [lane.junk.timeout_ms() for lane in self._lanes]
         return min((t for t in timeouts if t is not None), default=None)
+
+    def watch_cells(self, cells: Cells) -> None:
+        """``cells`` is told of the begin and the end of each from now on."""
+        self._upstream.cells = cells
+
+    def tell(self, text: str) -> bool:
+        """A line in the output of the cell that runs; false if none does."""
+        return self._answers.tell(text)
 
     def announce(self, text: str) -> None:
         """Tell the user in the notebook: a line on the standard error of the next cell."""

@@ -10,7 +10,7 @@ looked at.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
@@ -40,6 +40,14 @@ _MOST_TOPICS: Final = 2
 Frame = zmq.Frame
 
 
+class Cells(Protocol):
+    """Who wants to say something beside a cell."""
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class Upstream:
     """Made by the proxy, which registers the SUB socket and calls :meth:`pump`."""
 
@@ -62,6 +70,8 @@ class Upstream:
         self._report = report
         self._cutting = cutting
         self._answers = answers
+        self.cells: Cells | None = None
+        """Is told of the begin and the end of each cell, before the status is published."""
         self.junk = Junk(limits.junk_a_second)
 
     def pump(self) -> int:
@@ -145,12 +155,22 @@ class Upstream:
             if not self._cutting.passes(size, essential=True):
                 return
         if request is not None and awaited and request.msg_type == "execute_request":
-            (self._cutting.end if state == "idle" else self._cutting.begin)(request)
+            self._at_cell(request, state == "idle")
         sent = self._broadcast.send(frames, essential=True, parent=message.parent_header)
         if request is not None and awaited and state == "idle" and not sent:
             self._answers.owe(request)
         elif parent is not None and isinstance(state, str):
             self._pending.status(parent.msg_id, state)
+
+    def _at_cell(self, cell: Request, over: bool) -> None:
+        if over:
+            if self.cells is not None:
+                self.cells.end()
+            self._cutting.end(cell)
+        else:
+            self._cutting.begin(cell)
+            if self.cells is not None:
+                self.cells.begin()
 
 
 def _is_news(request: Request, state: object) -> bool:

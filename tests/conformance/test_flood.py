@@ -9,7 +9,6 @@ import pytest
 from integration.sandboxes import write_kernelspec
 
 from ._server import JupyterServer
-from ._wire import WebsocketWire
 from .conftest import kernel_environment
 
 #: Seconds for which the kernel prints.

@@ -275,6 +275,8 @@ VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
     "on_missing_cap": st.sampled_from(["error", "warn"]),
     **{f"{name}_size": SIZES for name in ("home", "tmp", "shm", "run", "overlay")},
     "inodes": st.integers(1000, 2**31 - 1),
+    "on_memory_pressure": st.sampled_from(["warn", "interrupt"]),
+    "warn_throttled": st.floats(0.01, 1),
     **{f"output_bytes_per_{unit}": st.integers(4096, 2**40) for unit in ("second", "cell")},
     **{f"output_messages_per_{unit}": st.integers(1, 2**31 - 1) for unit in ("second", "cell")},
     "network": st.just("none"),

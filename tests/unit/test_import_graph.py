@@ -30,7 +30,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"application"}),
     frozenset({"kernel"}),
     frozenset({"lifeline", "hostpaths", "capevents", "lockdown", "observe", "beneath"}),
-    frozenset({"control", "waiting"}),
+    frozenset({"control", "waiting", "beside"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"pool"}),

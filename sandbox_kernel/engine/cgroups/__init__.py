@@ -13,6 +13,7 @@ make one where there is none.
 
 from __future__ import annotations
 
+from .alarm import MemoryAlarm, Refusals, refusals
 from .detect import Hierarchy, Missing, Search, Tried, hierarchies
 from .group import KernelCgroup, create
 from .interface import (
@@ -41,9 +42,11 @@ __all__ = [
     "IoUsage",
     "KernelCgroup",
     "Leaf",
+    "MemoryAlarm",
     "Missing",
     "Place",
     "Pressure",
+    "Refusals",
     "Search",
     "Source",
     "Swept",
@@ -52,6 +55,7 @@ __all__ = [
     "Version",
     "create",
     "hierarchies",
+    "refusals",
     "running",
     "sweep",
     "usage_from_dict",
