@@ -64,19 +64,7 @@ def _serve(front: dict[str, Any], back: dict[str, Any], limits: dict[str, Any]) 
                     proxy.close()
                     _say({"closed": True})
                     return
-            _say(
-                {
-                    "dbg": [
-                        proxy._broadcast._queued,
-                        len(proxy._broadcast._queue),
-                        proxy._crowded,
-                        len(proxy._answers._owed),
-                    ],
-                    "log": log,
-                    "dropped": dict(proxy.dropped),
-                    "pending": len(proxy._pending),
-                }
-            )
+            _say({"log": log, "dropped": dict(proxy.dropped), "pending": len(proxy._pending)})
 
 
 def _say(answer: dict[str, Any]) -> None:
