@@ -21,6 +21,7 @@ from .spec import MIB, MemoryPressure, SandboxSpec
 #: Of the cap on memory; and bytes, so that there is time to interrupt a cell.
 _SHARE: Final = 0.9
 _HEADROOM: Final = 64 * MIB
+_NEARLY: Final = 0.98
 #: Seconds. That a shorter cell was slowed down nobody needs to know.
 _SHORT: Final = 1.0
 #: Seconds in which the cap ``cpus`` is counted.
@@ -68,6 +69,8 @@ class Beside:
         self._watched: tuple[int | None, int | None] = (None, None)
         self._cell = False
         self._warned = False
+        self._high: int | None = None
+        """What was in use when it was warned of last; a cell that frees it is left alone."""
         self._looked = self._began = 0.0
         self._at_begin = Refusals()
         self._adjust()
@@ -81,6 +84,8 @@ class Beside:
         self._adjust()
         self._cell, self._warned, self._began = True, False, self._clock()
         self._at_begin = self._counts()
+        if self._high is not None:  # a cell before has left that
+            self._high = _quietly(self._alarm.used)
 
     def end(self) -> None:
         """Its idle is about to be published."""
@@ -105,13 +110,20 @@ class Beside:
             return
         self._looked = now
         used = _quietly(self._alarm.used)
-        if used is None or used < limit * 0.98:  # what was counted a moment ago, in batches
+        if used is None or used < self._limit(limit, caps):
             return
-        self._warned = True
+        self._warned, self._high = True, used
         interrupts = self._spec.on_memory_pressure is MemoryPressure.INTERRUPT
         self._teller.tell(_sentence(used, caps) + ("; the cell is interrupted" * interrupts))
         if interrupts:
             self._send(signal.SIGINT)
+
+    def _limit(self, limit: int, caps: Caps) -> float:
+        """That of a cell that begins beyond it is half of what is left. Usage is counted in
+        batches, so a little less is enough."""
+        if self._high is None or self._high < limit * _NEARLY:
+            return limit * _NEARLY
+        return (self._high + (caps.memory or 2 * self._high)) / 2
 
     def _adjust(self) -> None:
         """Caps are changed while a kernel runs."""
