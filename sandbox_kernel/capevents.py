@@ -90,6 +90,11 @@ class CapEvents:
         """These are in force now: what is told from here on names them."""
         self._caps, self._user = caps, user
 
+    @property
+    def caps(self) -> Caps:
+        """Those in force now."""
+        return self._caps
+
     def close(self) -> None:
         """Before the cgroup is removed. Twice is once."""
         self._watch.close()

@@ -37,6 +37,7 @@ from .caps import (
     parse_user,
 )
 from .errors import SpecError
+from .output import OUTPUT_PARSERS, PREFIX, OutputCaps
 from .parsing import (
     GIB,
     KIB,
@@ -77,6 +78,7 @@ __all__ = [
     "Change",
     "Identity",
     "IoLimit",
+    "MemoryPressure",
     "MissingCap",
     "Mount",
     "MountMode",
@@ -148,6 +150,15 @@ class MissingCap(enum.Enum):
     WARN = "warn"
 
 
+class MemoryPressure(enum.Enum):
+    """What happens to a cell when the memory of its kernel nears the cap."""
+
+    WARN = "warn"
+    """It says so."""
+    INTERRUPT = "interrupt"
+    """It says so and gets a KeyboardInterrupt, once a cell."""
+
+
 class Transport(enum.Enum):
     """How the client reaches the proxy."""
 
@@ -197,6 +208,10 @@ class SandboxSpec:
     rlimits: Table = NO_TABLE
     """Limits of each process by name, such as ``nofile``; they only lower what is there."""
     tmpfs: TmpfsLimits = field(default_factory=TmpfsLimits)
+    on_memory_pressure: MemoryPressure = MemoryPressure.WARN
+    warn_throttled: float = 0.5
+    """Share of a cell's time beyond which it says that the cap ``cpus`` held it back."""
+    output: OutputCaps = field(default_factory=OutputCaps)
     network: NetworkPolicy = NetworkPolicy.NONE
     env_pass: tuple[str, ...] = ()
     """Names of variables that reach the kernel besides the built-in list."""
@@ -245,11 +260,16 @@ def spec_from_dict(data: Mapping[str, Any]) -> SandboxSpec:
     """The spec that :meth:`SandboxSpec.to_dict` described on the other side of a process border."""
     if data.get("version") != SPEC_VERSION:
         raise SpecError("version", data.get("version"), f"{SPEC_VERSION}")
-    flat = {k: v for k, v in data.items() if k not in ("version", "caps", "tmpfs", "user")}
+    flat = {k: v for k, v in data.items() if k not in _TABLES}
     flat |= data["caps"]
     flat |= {("inodes" if k == "inodes" else f"{k}_size"): v for k, v in data["tmpfs"].items()}
+    flat |= {PREFIX + k: v for k, v in data["output"].items()}
     total = _known(data["user"]["caps"] | {"kernels": data["user"]["kernels"]})
     return parse_spec(_known(flat | {"user": total}))
+
+
+#: Of :meth:`SandboxSpec.to_dict`: their fields are keys of their own.
+_TABLES: Final = ("version", "caps", "tmpfs", "user", "output")
 
 
 def change_to_dict(change: Change) -> dict[str, Any]:
@@ -287,7 +307,8 @@ def parse_spec(config: Mapping[str, Any]) -> SandboxSpec:
     caps = parse_caps(asked)
     values = {k: _PARSERS[k](k, value) for k, value in config.items() if k not in asked}
     sizes = {k.removesuffix("_size"): values.pop(k) for k in _TMPFS_KEYS if k in values}
-    spec = SandboxSpec(caps=caps, tmpfs=TmpfsLimits(**sizes), **values)
+    output = {k.removeprefix(PREFIX): values.pop(k) for k in OUTPUT_PARSERS if k in values}
+    spec = SandboxSpec(caps=caps, tmpfs=TmpfsLimits(**sizes), output=OutputCaps(**output), **values)
     if spec.preload and not spec.zygote:
         raise SpecError("preload", list(spec.preload), "no modules when zygote is false")
     if spec.workspace is WorkspaceMode.NONE and spec.workspace_path is not None:
@@ -401,6 +422,9 @@ _PARSERS: Final[dict[str, Callable[[str, object], Any]]] = {
     "run_size": size_of(MIB),
     "overlay_size": size_of(MIB),
     "inodes": integer(1000, 2**31 - 1),
+    "on_memory_pressure": choice(MemoryPressure),
+    "warn_throttled": number(0.01, 1.0),
+    **OUTPUT_PARSERS,
     "network": choice(NetworkPolicy),
     "env_pass": list_of(
         pattern(_NAME, "the name of an environment variable"), "a list of names of variables"

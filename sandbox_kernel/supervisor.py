@@ -30,6 +30,7 @@ import zmq
 
 from . import control, hostpaths, rundir
 from .auditlog import AuditLog
+from .beside import Beside
 from .binding import BOUND, Binding, Channels
 from .capevents import CapEvents
 from .channels import (
@@ -46,7 +47,7 @@ from .control import Control
 from .deadlines import Act, Deadlines
 from .death import Cause, Death
 from .engine import cgroups, container, idmap, landlock, process, rootfs
-from .engine.cgroups import KernelCgroup
+from .engine.cgroups import KernelCgroup, MemoryAlarm
 from .engine.container import Container
 from .engine.init import InitPlan, Workload
 from .engine.network import Link
@@ -212,6 +213,8 @@ def _build(
     cgroup = _make_cgroup(stack, request, shared)
     events = CapEvents(cgroup, request.spec.caps, request.spec.user.caps)
     stack.callback(events.close)
+    alarm = MemoryAlarm(cgroup)
+    stack.callback(alarm.close)
     user_id = os.getuid()
     container.enter_boundary(ids)
     landlock.keep_signals_inside()
@@ -279,16 +282,18 @@ def _build(
             threading.Thread(target=os.close, args=(pressure,), daemon=True).start()
     proxy = Proxy(
         front_ends, back_ends, limits=limits, log=lifeline.notice, gauge=gauge,
-        meter=meter, journal=journal,
+        meter=meter, journal=journal, output=spec.output,
     )  # fmt: skip
     stack.callback(proxy.close)
+    beside = Beside(spec, cgroup, events, alarm, proxy, box.signal)
+    proxy.watch_cells(beside)
     if request.previous is not None:
         proxy.announce(f"this is a new kernel; the one before it ended: {request.previous}")
     for warning in cgroup.warnings:
         proxy.announce(warning)
     return Supervisor(
         request, lifeline, cgroup, events, box, console, proxy, front_ends, pipes.bound, deadline,
-        meter, journal,
+        meter, journal, beside,
     )  # fmt: skip
 
 
@@ -425,6 +430,7 @@ class Supervisor:
         deadline: float,
         meter: KernelMeter,
         journal: AuditLog | None,
+        beside: Beside,
     ) -> None:
         self.journal = journal
         self.request = request
@@ -456,6 +462,7 @@ class Supervisor:
             console.read_end: self._from_console,
             bound: self._kernel_bound,
             events.fileno(): self._from_cgroup,
+            beside.fileno(): beside.look,
         }
         for fd in self.actions:
             self.poller.register(fd, zmq.POLLIN)

@@ -7,6 +7,7 @@
       backends       the sockets to the kernel
       lane           ROUTER ↔ DEALER: shell, control, stdin, heartbeat
       broadcast      XPUB: iopub to every subscriber, with bounded memory
+      cutting        output beyond the spec's caps
       pending        requests that a client still waits for
       accounting   what each cell used, and who writes it down
       announcements  what the user reads in the output of the next cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -57,13 +58,29 @@ class Answers:
         self._broadcast = broadcast
         self._fronts = fronts
         self._pending = pending
+        self._owed: deque[Request] = deque()
+        self._most_owed = pending.capacity
 
     def idle(self, request: Request) -> None:
         """Publish the idle that the kernel's own may not be seen of."""
         frames = self._composer.status("idle", request.header)
-        self._broadcast.send(frames, essential=True, parent=request.header)
-        request.idled = True
-        self._settle(request)
+        if self._broadcast.send(frames, essential=True, parent=request.header):
+            request.idled = True
+            self._settle(request)
+        else:
+            self.owe(request)
+
+    def owe(self, request: Request) -> None:
+        """Its idle found no room, and was dropped. The request is pending until it has one."""
+        if len(self._owed) < self._most_owed:
+            self._owed.append(request)
+
+    def pay(self) -> None:
+        """Called in each turn: publish what is owed, as far as there is room."""
+        while self._owed and self._broadcast.has_room:
+            request = self._owed.popleft()
+            if not request.idled:
+                self.idle(request)
 
     def error_reply(self, request: Request, failure: Failure) -> None:
         """Answer one request, to the client that it came from and no other."""

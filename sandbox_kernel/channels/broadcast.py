@@ -11,7 +11,8 @@ the kernel would only move that loss into the kernel. So the proxy always reads,
    messages, not in bytes: where they are large the proxy says so (``crowded``), and all waits here.
 3. *Shedding.* Beyond that ordinary output is dropped and counted; what a client must not miss
    (``status``, ``error`` …) still enters, up to ``iopub_reserve_bytes`` more. A line on the cell's
-   standard error says how much is missing, before the cell's ``idle``.
+   standard error says how much is missing, before the cell's ``idle``. An ``idle`` that does not
+   enter is remembered, and made good when there is room: see :meth:`.answers.Answers.owe`.
 4. *Passing over.* With one subscriber that is all. With several, all wait for the slowest; when
    nothing moved for ``stall_seconds`` that one loses the next message, after which libzmq
    leaves it out by itself until it reads again. It misses what was sent in between, as it would
@@ -38,6 +39,8 @@ from .report import Report
 
 #: Objects around the bytes of one queued message, about.
 _OVERHEAD: Final = 1024
+#: Bytes of a frame that are rather copied than kept, when it has to wait.
+_SMALL: Final = 16 * 1024
 _LONGEST_TOPIC: Final = 1024
 _MOST_WELCOMES: Final = 256
 _RETRY_MS: Final = 5
@@ -52,6 +55,12 @@ Frames = Sequence[bytes | zmq.Frame]
 class _Queued:
     frames: Frames
     cost: int
+
+
+def _compact(frame: bytes | zmq.Frame) -> bytes | zmq.Frame:
+    """A small frame of libzmq's keeps the whole buffer that it was received in."""
+    small = isinstance(frame, zmq.Frame) and len(frame) <= _SMALL
+    return frame.bytes if small else frame  # type: ignore[union-attr]
 
 
 class Broadcast:
@@ -88,17 +97,31 @@ class Broadcast:
         """Something waits for the slowest subscriber."""
         return bool(self._queue)
 
-    def send(self, frames: Frames, *, essential: bool, parent: bytes = NO_PARENT) -> None:
-        """Publish now or later, or drop, see above. ``parent`` is the raw parent header."""
+    @property
+    def queued(self) -> int:
+        """Bytes that wait here, about; it is bounded, and not libzmq's."""
+        return self._queued
+
+    @property
+    def has_room(self) -> bool:
+        """The reserve for what a client must not miss is not in use."""
+        return self._queued <= self._limits.iopub_queue_bytes
+
+    def send(self, frames: Frames, *, essential: bool, parent: bytes = NO_PARENT) -> bool:
+        """Publish now or later, or drop, see above; false if it was dropped.
+
+        ``parent`` is the raw parent header.
+        """
         if not self._queue and not self._lost_messages and self._try(frames):
-            return
+            return True
         cost = sum(map(len, frames)) + _OVERHEAD
         if essential and self._lost_messages:
             self._tell_loss()
         if self._queued + cost > self._room(essential):
             self._lose(cost, essential, parent)
-            return
+            return False
         self._enqueue(frames, cost)
+        return True
 
     def flush(self) -> None:
         """Send what is held as far as there is room; at most a burst."""
@@ -135,7 +158,7 @@ class Broadcast:
     def _enqueue(self, frames: Frames, cost: int) -> None:
         if not self._queue:
             self._moved = self._clock()
-        self._queue.append(_Queued(frames, cost))
+        self._queue.append(_Queued([_compact(frame) for frame in frames], cost))
         self._queued += cost
 
     def _pop(self) -> None:

@@ -102,7 +102,7 @@ class Lane:
         """Kernel → client: at most a burst. How many were taken.
 
         A ROUTER without ROUTER_MANDATORY drops what is for a client that has gone, or that has
-        ``front_hwm`` replies unread.
+        ``reply_hwm`` replies unread.
         """
         for count in range(self._limits.burst):
             frames = None if self.junk.paused else receive(self.back, self._limits)

@@ -43,11 +43,14 @@ class MessageLimits:
     """Memory for messages beyond which no more of it is filled with what a client does not read."""
     full_bytes: int = 256 * _MIB
     """Memory for messages at which the kernel is sending what no kernel sends."""
-    large_bytes: int = 64 * _KIB
+    large_bytes: int = 16 * _KIB
     """A reply that is dropped, and made good by an error, while memory is crowded."""
 
     front_hwm: int = 1000
-    """Requests of one client that wait in libzmq, and replies that it has not read."""
+    """Requests of one client that wait in libzmq, and messages on stdin that it has not read."""
+    reply_hwm: int = 4096
+    """Replies that one client has not read: as many as requests may be pending, so that who reads
+    late gets each. Where that takes much memory, ``large_bytes`` bounds it."""
     back_hwm: int = 16
     """Messages that wait in libzmq in either direction between the proxy and the kernel."""
     iopub_hwm: int = 16
@@ -56,8 +59,9 @@ class MessageLimits:
     """iopub messages that wait in the proxy for the slowest subscriber, of every kind."""
     iopub_reserve_bytes: int = 8 * _MIB
     """On top: only for what a client must not miss (status, error)."""
-    stall_seconds: float = 10.0
-    """So long may one of several subscribers hold up the others before it is passed over."""
+    stall_seconds: float = 30.0
+    """So long may one of several subscribers hold up the others before it is passed over. A client
+    that only pauses, to collect garbage or to draw, comes back before and has missed nothing."""
 
     burst: int = 64
     """Messages per socket and direction in one call of dispatch."""

@@ -226,6 +226,10 @@ class Composer:
         parts = (_dump(header), parent, _dump(dict(metadata or {})), _dump(content))
         return join(Message(identities, self._signer.sign(parts), *parts))
 
+    def sign(self, parts: Sequence[bytes]) -> bytes:
+        """The signature of a message of the kernel's that was changed here."""
+        return self._signer.sign(parts)
+
     def welcome(self, topic: bytes) -> list[bytes] | None:
         """``iopub_welcome`` for a new subscription; ``None`` for a topic that is not text."""
         try:

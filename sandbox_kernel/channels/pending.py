@@ -25,6 +25,8 @@ class Request:
     number: int = 0
     """In order of arrival."""
     busy: bool = False
+    begun: bool = False
+    """The kernel was busy with it, now or before."""
     replied: bool = False
     idled: bool = False
     reply_at_risk: bool = False
@@ -41,7 +43,7 @@ class PendingTable:
     """In order of arrival, bounded: beyond ``capacity`` the oldest is forgotten."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._requests: dict[_Key, Request] = {}
         self._by_id: dict[str, Request] = {}
         self._cells: dict[int, Request] = {}
@@ -62,7 +64,7 @@ class PendingTable:
         request = Request(
             channel, identities, raw, header.msg_id, header.msg_type, number=self._arrived
         )
-        full = len(self._requests) >= self._capacity
+        full = len(self._requests) >= self.capacity
         if full:
             self.remove(next(iter(self._requests.values())))
         if (again := self._requests.get(_key(request))) is not None:
@@ -90,9 +92,14 @@ class PendingTable:
         if request is None:
             return None
         request.busy = state == "busy"
+        request.begun = request.begun or request.busy
         request.idled = request.idled or state == "idle"
         self._remove_if_over(request)
         return request
+
+    def find(self, msg_id: str) -> Request | None:
+        """The request of this id that is not over."""
+        return self._by_id.get(msg_id)
 
     def remove(self, request: Request) -> None:
         """It is finished, or forgotten."""

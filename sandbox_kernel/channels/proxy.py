@@ -32,6 +32,7 @@ from typing import Final
 import zmq
 
 from ..errors import ChannelError, describe_errno
+from ..output import OutputCaps
 from . import wire
 from .accounting import Accounting, Journal, Meter
 from .announcements import Announcements
@@ -39,6 +40,7 @@ from .answers import GIVEN_UP, Answers
 from .backends import BackEnds
 from .broadcast import Broadcast
 from .connection import Channel
+from .cutting import Cutting
 from .gauge import Gauge
 from .heartbeat import Heartbeat
 from .judge import Judge
@@ -49,7 +51,7 @@ from .messages import Composer, Failure, Signer
 from .monitoring import LinkMonitor
 from .pending import PendingTable
 from .report import Report
-from .upstream import Upstream
+from .upstream import Cells, Upstream
 
 _LANES: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN, Channel.HB)
 
@@ -63,6 +65,7 @@ class Proxy:
     messages pass unchanged. ``log`` gets a line now and then, never one with bytes from a message.
     ``gauge`` is the proxy's from now on. ``meter`` measures the kernel, ``journal`` writes down
     what ran: both are the caller's to close.
+    ``output`` caps what the kernel may say on iopub.
 
     Raises:
         ChannelError: a socket could not be set up; ``front_ends`` is then closed.
@@ -78,6 +81,7 @@ class Proxy:
         gauge: Gauge,
         meter: Meter | None = None,
         journal: Journal | None = None,
+        output: OutputCaps | None = None,
     ) -> None:
         self._accounting = Accounting(limits, meter, journal)
         self._front_ends = front_ends
@@ -85,6 +89,7 @@ class Proxy:
         self._limits = limits
         self._report = Report(log, limits.log_seconds)
         self._gauge = gauge
+        self._output = output or OutputCaps()
         self._crowded = False
         self._failure: Failure | None = None
         self._poller: zmq.Poller | None = None
@@ -117,6 +122,8 @@ class Proxy:
             front.setsockopt(zmq.XPUB_VERBOSER, 1)
         else:
             front.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if channel in (Channel.SHELL, Channel.CONTROL):
+            front.sndhwm = self._limits.reply_hwm
         if channel is Channel.STDIN:
             front.sndhwm = self._limits.max_questions
         if info.curve_secretkey is not None and info.curve_publickey is not None:
@@ -152,6 +159,7 @@ class Proxy:
         self._upstream = Upstream(
             backs[Channel.IOPUB], self._broadcast, signer, limits,
             self._pending, report, self._accounting, composer,
+            Cutting(self._output, self._broadcast, composer, report), self._answers,
         )  # fmt: skip
         self._lanes = [
             Lane(
@@ -200,6 +208,7 @@ class Proxy:
             if events.get(monitor.socket):
                 self._look_at_link(channel, monitor)
         self._broadcast.flush()
+        self._answers.pay()
         if events.get(self._broadcast.socket):
             self._broadcast.take_subscriptions()
         if events.get(self._upstream.socket):
@@ -227,6 +236,10 @@ class Proxy:
         timeouts = [self._broadcast.timeout_ms(), self._upstream.junk.timeout_ms()]
         timeouts += [lane.junk.timeout_ms() for lane in self._lanes]
         return min((t for t in timeouts if t is not None), default=None)
+
+    def watch_cells(self, cells: Cells) -> None:
+        """``cells`` is told of the begin and the end of each from now on."""
+        self._upstream.cells = cells
 
     def announce(self, text: str) -> None:
         """Tell the user in the notebook: a line on the standard error of the next cell."""
@@ -329,11 +342,13 @@ class Proxy:
         while self._broadcast.held and (left := deadline - time.monotonic()) > 0:
             select.select([self._broadcast.socket], [], [], min(left, 0.01))
             self._broadcast.flush()
+            self._answers.pay()
 
     def _look_at_memory(self) -> None:
         """See :class:`~.limits.MessageLimits`: hand out no more, or let go of what has no end."""
-        used = self._gauge.used(self._limits.crowded_bytes)
-        self._crowded = used > self._limits.crowded_bytes
+        queued = self._broadcast.queued  # it would keep itself from getting shorter
+        used = self._gauge.used(self._limits.crowded_bytes + queued)
+        self._crowded = used > self._limits.crowded_bytes + queued
         self._broadcast.crowded = self._judge.crowded = self._crowded
         if used <= self._limits.full_bytes:
             return

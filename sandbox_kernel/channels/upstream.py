@@ -10,14 +10,16 @@ looked at.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 import zmq
 
 from ..errors import ProtocolError
 from . import wire
 from .accounting import FIGURES, Accounting
+from .answers import Answers
 from .broadcast import Broadcast
+from .cutting import Cutting
 from .junk import Junk
 from .limits import MessageLimits
 from .messages import (
@@ -29,8 +31,9 @@ from .messages import (
     parse_header,
     parse_object,
     parse_parent,
+    split,
 )
-from .pending import PendingTable
+from .pending import PendingTable, Request
 from .report import Report
 
 #: What a client waits for, or must not miss: kept when output is dropped.
@@ -38,6 +41,14 @@ ESSENTIAL: Final = frozenset({"status", "error", "shutdown_reply"})
 _MOST_TOPICS: Final = 2
 
 Frame = zmq.Frame
+
+
+class Cells(Protocol):
+    """Who wants to say something beside a cell."""
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class Upstream:
@@ -53,6 +64,8 @@ class Upstream:
         report: Report,
         accounting: Accounting,
         composer: Composer,
+        cutting: Cutting,
+        answers: Answers,
     ) -> None:
         self._accounting = accounting
         self._composer = composer
@@ -62,6 +75,10 @@ class Upstream:
         self._limits = limits
         self._pending = pending
         self._report = report
+        self._cutting = cutting
+        self._answers = answers
+        self.cells: Cells | None = None
+        """Is told of the begin and the end of each cell, before the status is published."""
         self.junk = Junk(limits.junk_a_second)
 
     def pump(self) -> int:
@@ -110,8 +127,23 @@ class Upstream:
             if msg_type == FIGURES:
                 self._figures(frames, at)
                 return
+        if self._cutting.active and self._is_cut(frames, at):
+            return
         essential = self._broadcast.held and parse_header(raw, self._limits).msg_type in ESSENTIAL
         self._broadcast.send(frames, essential=essential, parent=self._parent(frames, at))
+
+    def _is_cut(self, frames: list[Frame], at: int) -> bool:
+        """Is it beyond a cap on output? Then what is to be published of it was."""
+        size = sum(map(len, frames))
+        if self._cutting.passes(size, essential=False):
+            return False
+        header = frames[at + 2].bytes
+        if parse_header(header, self._limits).msg_type in ESSENTIAL and self._cutting.passes(
+            size, essential=True
+        ):
+            return False
+        self._cutting.cut(split([frame.bytes for frame in frames]), size)
+        return True
 
     def _parent(self, frames: list[Frame], at: int) -> bytes:
         """Only needed where something may have to be dropped."""
@@ -142,9 +174,34 @@ class Upstream:
         message = self._checked(frames, at)
         parent = parse_parent(message.parent_header, self._limits)
         state = parse_object(message.content, self._limits).get("execution_state")
-        self._broadcast.send(frames, essential=True, parent=message.parent_header)
-        if parent is not None and isinstance(state, str):
+        request = None if parent is None else self._pending.find(parent.msg_id)
+        awaited = request is not None and _is_news(request, state)
+        if self._cutting.active and not awaited:
+            size = sum(map(len, frames))
+            if not self._cutting.passes(size, essential=True):
+                return
+        if request is not None and awaited and request.msg_type == "execute_request":
+            self._at_cell(request, state == "idle")
+        sent = self._broadcast.send(frames, essential=True, parent=message.parent_header)
+        if request is not None and awaited and state == "idle" and not sent:
+            self._answers.owe(request)
+        elif parent is not None and isinstance(state, str):
             self._pending.status(parent.msg_id, state)
+
+    def _at_cell(self, cell: Request, over: bool) -> None:
+        if over:
+            if self.cells is not None:
+                self.cells.end()
+            self._cutting.end(cell)
+        else:
+            self._cutting.begin(cell)
+            if self.cells is not None:
+                self.cells.begin()
+
+
+def _is_news(request: Request, state: object) -> bool:
+    """The first busy, and the first idle, of a request: what a client waits for."""
+    return (state == "busy" and not request.begun) or (state == "idle" and not request.idled)
 
 
 def _delimiter(frames: list[Frame]) -> int:

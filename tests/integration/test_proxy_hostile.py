@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from integration.proxies import (
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.session import Session
 
-from sandbox_kernel.channels import Channel, ConnectionInfo
+from sandbox_kernel.channels import Channel, ConnectionInfo, MessageLimits
 
 KIB: Final = 1024
 MIB: Final = 1024**2
@@ -122,6 +123,14 @@ class Stand:
         self.kernel.finish(idents, request)
         assert reply_to(client, msg_id)["content"] == {"status": "ok"}
         published(client, msg_id)
+
+    def still_answers(self, client: BlockingKernelClient) -> None:
+        """As :meth:`still_works`, on the control channel, and for a client that reads no iopub."""
+        request = client.session.msg("usage_request", {})
+        client.control_channel.send(request)
+        idents, request = self.kernel.take(Channel.CONTROL)
+        self.kernel.raw(Channel.CONTROL, self.kernel.frames("usage_reply", {}, request, *idents))
+        reply_to(client, request["header"]["msg_id"], "control")
 
     def dropped(self) -> dict[str, int]:
         dropped: dict[str, int] = self.proxy.do("state")["dropped"]
@@ -397,6 +406,60 @@ def test_a_reader_that_sleeps_through_a_flood_still_sees_idle(stand: Stand) -> N
     told = [c["text"] for c in streams if c["name"] == "stderr"]
     assert sum(int(t.split()[1]) for t in told) == 4000 - len(numbers)
     assert messages[-1]["content"] == {"execution_state": "idle"}
+
+
+#: Seconds for which a client of the next test reads nothing, and messages that it gets meanwhile.
+_STALL = 10.0
+_CELLS = 2500
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_who_reads_nothing_for_ten_seconds_then_gets_every_reply_and_idle(
+    stand: Stand, count: int
+) -> None:
+    """More of both than libzmq holds for a client by itself, and a flood of output between them."""
+    clients = [stand.client() for _ in range(count)]
+    client = clients[0]
+    before = _resident(stand)
+    asked: list[str] = []
+    for number in range(_CELLS):
+        asked.append(client.execute(str(number)))
+        idents, request = stand.kernel.take()
+        stand.kernel.status("busy", request)
+        stand.kernel.publish("stream", {"name": "stdout", "text": "x" * 50_000}, request)
+        stand.kernel.finish(idents, request)
+    stand.still_answers(client)
+    limits = MessageLimits()
+    assert _resident(stand) - before < limits.iopub_queue_bytes * 2
+    assert not stand.kernel.sockets[Channel.SHELL].poll(_STALL * 1000)  # nobody asks for anything
+    for idle in _idles(clients):
+        assert sorted(idle) == sorted(asked)  # those that found no room at first come later
+    replies = [client.get_shell_msg(timeout=TIMEOUT) for _ in asked]
+    assert [reply["parent_header"]["msg_id"] for reply in replies] == asked
+
+
+def _idles(clients: list[BlockingKernelClient]) -> list[list[str]]:
+    """For each client what it sees the idle of, until that is as many as there are cells. All read
+    at once: who does not holds up the others."""
+    seen: list[list[str]] = [[] for _ in clients]
+    poller = zmq.Poller()
+    for client in clients:
+        poller.register(client.iopub_channel.socket, zmq.POLLIN)
+    while min(map(len, seen)) < _CELLS:
+        ready = dict(poller.poll(TIMEOUT * 1000))
+        assert ready, f"idles that were seen: {[len(idle) for idle in seen]}"
+        for client, idle in zip(clients, seen, strict=True):
+            if client.iopub_channel.socket in ready:
+                message = client.get_iopub_msg(timeout=TIMEOUT)
+                if message["content"].get("execution_state") == "idle":
+                    idle.append(message["parent_header"]["msg_id"])
+    return seen
+
+
+def _resident(stand: Stand) -> int:
+    """Bytes of memory of the proxy's process."""
+    pages = Path(f"/proc/{stand.proxy.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
 
 
 @pytest.mark.parametrize("limits", [{"stall_seconds": 3.0}], indirect=True)

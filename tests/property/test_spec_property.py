@@ -275,6 +275,10 @@ VALUES: Final[dict[str, st.SearchStrategy[Any]]] = {
     "on_missing_cap": st.sampled_from(["error", "warn"]),
     **{f"{name}_size": SIZES for name in ("home", "tmp", "shm", "run", "overlay")},
     "inodes": st.integers(1000, 2**31 - 1),
+    "on_memory_pressure": st.sampled_from(["warn", "interrupt"]),
+    "warn_throttled": st.floats(0.01, 1),
+    **{f"output_bytes_per_{unit}": st.integers(4096, 2**40) for unit in ("second", "cell")},
+    **{f"output_messages_per_{unit}": st.integers(1, 2**31 - 1) for unit in ("second", "cell")},
     "network": st.just("none"),
     "env_pass": st.lists(st.from_regex("[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), max_size=3),
     "hostname": st.from_regex("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True),
@@ -348,4 +352,6 @@ def _read(spec: SandboxSpec, key: str) -> Any:
         return getattr(spec.caps, key)
     if key == "inodes" or key.endswith("_size"):
         return getattr(spec.tmpfs, key.removesuffix("_size"))
+    if key.startswith("output_"):
+        return getattr(spec.output, key.removeprefix("output_"))
     return getattr(spec, key)

@@ -9,9 +9,13 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_kernel.channels.accounting import Accounting
+from sandbox_kernel.channels.answers import Answers
 from sandbox_kernel.channels.broadcast import Broadcast
+from sandbox_kernel.channels.connection import Channel
 from sandbox_kernel.channels.limits import MessageLimits
-from sandbox_kernel.channels.messages import Composer, Signer, split
+from sandbox_kernel.channels.messages import Composer, Header, Signer, split
+from sandbox_kernel.channels.pending import PendingTable
 from sandbox_kernel.channels.report import Report
 
 COST = 1024
@@ -115,6 +119,29 @@ def test_the_reserve_is_bounded_too(case: Case) -> None:
     names = case.drained()
     assert names[:7] == [f"idle{n}" for n in range(7)]
     assert len(names) == 8 and "93 messages" in names[7]
+
+
+def test_an_idle_without_room_is_owed_until_there_is_some(case: Case) -> None:
+    pending = PendingTable(8)
+    composer = Composer(Signer(b"", "hmac-sha256"))
+    answers = Answers(composer, case.broadcast, {}, pending, Accounting(MessageLimits()))
+    pending.add(Channel.SHELL, (b"c",), Header("id", "execute_request", "s"), b'{"msg_id":"id"}')
+    (request,) = pending
+    request.replied = True
+    for number in range(100):
+        case.send(f"status{number}", essential=True)
+    answers.idle(request)
+    answers.pay()
+    assert len(pending) == 1 and not case.broadcast.has_room
+    case.drained()
+    answers.pay()
+    assert b"idle" in case.socket.sent[-1][-1] and len(pending) == 0
+
+
+def test_a_small_frame_that_waits_does_not_keep_what_it_was_received_with(case: Case) -> None:
+    case.broadcast.send([zmq.Frame(b"small"), zmq.Frame(b"x" * 5000)], essential=True)
+    (waits,) = case.broadcast._queue
+    assert [type(frame) for frame in waits.frames] == [bytes, bytes]
 
 
 def test_a_single_stalled_reader_is_never_passed_over(case: Case) -> None:

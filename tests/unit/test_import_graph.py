@@ -22,7 +22,7 @@ PACKAGE: Final = Path(__file__).resolve().parents[2] / "sandbox_kernel"
 LAYERS: Final[tuple[frozenset[str], ...]] = (
     frozenset({"errors"}),
     frozenset({"parsing"}),
-    frozenset({"caps"}),
+    frozenset({"caps", "output"}),
     frozenset({"spec"}),
     frozenset({"syscalls"}),
     frozenset({"engine", "channels"}),
@@ -46,7 +46,7 @@ LAYERS: Final[tuple[frozenset[str], ...]] = (
         {"lifeline", "hostpaths", "capevents", "deadlines", "lockdown", "observe", "beneath"}
     ),
     frozenset({"meter"}),
-    frozenset({"control", "waiting"}),
+    frozenset({"control", "waiting", "beside"}),
     frozenset({"supervisor"}),
     frozenset({"launcher", "client", "request"}),
     frozenset({"pool"}),
@@ -69,6 +69,7 @@ FOREIGN: Final[dict[str, frozenset[str]]] = {
     "errors": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
     "parsing": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
     "caps": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
+    "output": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
     "spec": frozenset({"cffi", "zmq", "traitlets", "pyroute2", "jeepney"}),
     "syscalls": frozenset({"zmq", "traitlets", "pyroute2", "jeepney"}),
     "engine": frozenset({"zmq", "traitlets"}),

@@ -21,6 +21,7 @@ from sandbox_kernel.spec import (
     Caps,
     Identity,
     IoLimit,
+    MemoryPressure,
     MissingCap,
     Mount,
     MountMode,
@@ -81,6 +82,12 @@ EVERY_KEY: dict[str, tuple[Any, Any]] = {
     "run_size": ("4MiB", 4 * MIB),
     "overlay_size": ("0.5G", GIB // 2),
     "inodes": (1000, 1000),
+    "on_memory_pressure": ("interrupt", MemoryPressure.INTERRUPT),
+    "warn_throttled": (1, 1.0),
+    "output_bytes_per_second": ("1M", MIB),
+    "output_messages_per_second": (100, 100),
+    "output_bytes_per_cell": (4096, 4096),
+    "output_messages_per_cell": (1, 1),
     "network": ("none", NetworkPolicy.NONE),
     "env_pass": (["MY_VARIABLE"], ("MY_VARIABLE",)),
     "hostname": ("notebook-1", "notebook-1"),
@@ -104,6 +111,8 @@ def read(spec: SandboxSpec, key: str) -> Any:
         return getattr(spec.caps, key)
     if key == "inodes" or key.endswith("_size"):
         return getattr(spec.tmpfs, key.removesuffix("_size"))
+    if key.startswith("output_"):
+        return getattr(spec.output, key.removeprefix("output_"))
     return getattr(spec, key)
 
 
@@ -336,6 +345,12 @@ REFUSED: list[tuple[str, object, str]] = [
     ("overlay_size", "0M", str(MIB)),
     ("inodes", 999, "1000 to 2147483647"),
     ("inodes", 0, "1000 to 2147483647"),
+    ("on_memory_pressure", "kill", "'warn', 'interrupt'"),
+    ("warn_throttled", 0, "0.01 to 1"),
+    ("output_bytes_per_second", "4095", "4096"),
+    ("output_messages_per_second", 0, "1 to 2147483647"),
+    ("output_bytes_per_cell", 0, "4096"),
+    ("output_messages_per_cell", True, "1 to 2147483647"),
     ("network", "full", "'none'"),
     ("network", None, "'none'"),
     ("env_pass", "PATH", "list of names"),

@@ -13,6 +13,7 @@ make one where there is none.
 
 from __future__ import annotations
 
+from .alarm import MemoryAlarm, Refusals, refusals
 from .counters import Counters, Counts
 from .detect import Hierarchy, Missing, Search, Tried, hierarchies
 from .group import KernelCgroup, create
@@ -44,9 +45,11 @@ __all__ = [
     "IoUsage",
     "KernelCgroup",
     "Leaf",
+    "MemoryAlarm",
     "Missing",
     "Place",
     "Pressure",
+    "Refusals",
     "Search",
     "Source",
     "Swept",
@@ -55,6 +58,7 @@ __all__ = [
     "Version",
     "create",
     "hierarchies",
+    "refusals",
     "running",
     "sweep",
     "usage_from_dict",
