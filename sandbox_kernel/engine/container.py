@@ -153,6 +153,7 @@ def spawn(
     channel, init_end = messages.pair()
     report, stage_end = messages.pair()
     others = (channel, report)
+    before = process.children()  # the writer of the audit log is none of the container's
     stage = process.fork_into(lambda: _stage(plan, workload, init_end, stage_end, others))
     init_end.close()
     stage_end.close()
@@ -163,7 +164,7 @@ def spawn(
             join(stage)
         except BaseException:
             channel.close()
-            process.end_children()
+            process.end_children(but=before)
             raise
         init_pid, netns = _init_of(report, stage)
     pidfd = os.pidfd_open(init_pid)

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -110,13 +110,12 @@ def children() -> list[int]:
         return []
 
 
-def end_children() -> None:
-    """SIGKILL to every child, and to those that this process then adopts, until there is none."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            for pid in children():
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(-1, 0)
+def end_children(but: Collection[int]) -> None:
+    """SIGKILL to every child, and to those that this process then adopts, but for ``but``."""
+    while pids := [pid for pid in children() if pid not in but]:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def ended_children() -> Iterator[tuple[int, ExitStatus]]:

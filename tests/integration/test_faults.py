@@ -96,6 +96,20 @@ def test_a_failure_is_told_in_its_own_words(
     assert_starts(here)
 
 
+def test_a_container_that_cannot_be_moved_leaves_the_audit_log_its_writer(
+    steer: Steering, here: Ground
+) -> None:
+    """It is a child of the supervisor's too, and no part of the container that is given up."""
+    log = here.folder / "audit"
+    steer.at(Step.JOIN_CGROUP, "raise")
+    km = manager(here.folder, caps(audit_log=str(log)))
+    with pytest.raises(SandboxError, match=f"a failure injected at: {Step.JOIN_CGROUP.value}"):
+        km.start_kernel(cwd=str(here.work))
+    log.unlink()
+    steer.go_on()
+    assert_starts(here)
+
+
 @pytest.mark.parametrize("step", Step)
 def test_a_defect_ends_the_start_and_can_be_found(
     step: Step, steer: Steering, here: Ground, caplog: pytest.LogCaptureFixture
