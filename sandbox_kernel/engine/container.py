@@ -142,11 +142,11 @@ def spawn(
 ) -> Container:
     """Fork the stage, which forks the init; return when every wall is up and was looked at.
 
-    ``join`` moves a process into the container's cgroup: first the stage, because Linux waits
-    for RCU at the first move of a while, and stage and init go on meanwhile; then the init, which the
-    stage may have forked before it was moved. ``meanwhile`` is called in a thread of this
-    process, which has ended when this returns; what it opens is not inside. The workload does not
-    run yet: the caller says :meth:`Container.go`.
+    ``join`` moves a process into the container's cgroup: first the stage, because Linux waits for
+    RCU at the first move of a while, and stage and init go on meanwhile; then the init, which the
+    stage may have forked before it was moved. ``meanwhile`` is called in a thread of this process,
+    which has ended when this returns; what it opens is not inside. The workload does not run yet:
+    the caller says :meth:`Container.go`.
     """
     reached(Step.STAGE)
     prctl(Prctl.SET_CHILD_SUBREAPER, 1)
